@@ -1,0 +1,259 @@
+"""The command line: ``manifoldflow VERB TASK [options]``.
+
+A task is a module registered in the entry-point group ``manifoldflow.tasks``. It exposes ``COMMANDS``, a dict from verb to
+a plainly typed function, and may expose ``EXAMPLES``, a dict from verb to a command that works. Options, defaults, types,
+the YAML form and the help come from the signature and the docstring, so there is one place for each of them.
+
+Exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input or on the command line, 130 interrupted.
+Nothing heavy is imported until a task is needed.
+"""
+
+import argparse
+import difflib
+import inspect
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+PROG = "manifoldflow"
+GROUP = "manifoldflow.tasks"
+USAGE = f"usage: {PROG} VERB TASK [options]"
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+
+VERBS = {
+    "prepare": "turn raw files into a data set",
+    "train": "train a model, or continue a run",
+    "sample": "generate from a checkpoint",
+    "evaluate": "measure samples against data",
+    "reflow": "make (noise, sample) pairs that train a faster model",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the words after the program's name; those of the process if absent.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has left; the exit must not try to flush to it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        if isinstance(error, USER_ERRORS):
+            print(f"error: {_one_line(error)}", file=sys.stderr)
+            return 2
+        hint = "" if debug else f" (a fault in {PROG} or the task; --debug shows where)"
+        print(f"error: {type(error).__name__}: {_one_line(error)}{hint}", file=sys.stderr)
+        return 1
+
+
+def find_tasks() -> dict[str, EntryPoint]:
+    """The registered tasks by name, unloaded; those beside this package too where its metadata is missing (PYTHONPATH)."""
+    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not any(entry.module.startswith("tasks.") for entry in found.values()):
+        folder = Path(__file__).resolve().parents[1] / "tasks"
+        for init in sorted(folder.glob("*/__init__.py")):
+            name = init.parent.name
+            found.setdefault(name, EntryPoint(name, f"tasks.{name}", GROUP))
+    return dict(sorted(found.items()))
+
+
+def load_task(entry: EntryPoint) -> ModuleType:
+    """Import a task.
+
+    Raises:
+        ImportError: a package that the task needs is missing.
+        TypeError: the module has no dict ``COMMANDS``.
+    """
+    try:
+        task = entry.load()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == entry.module.split(".")[0]:
+            raise
+        extra = f"'manifoldflow[{entry.name}]'" if entry.module.startswith("tasks.") else error.name.split(".")[0]
+        raise ImportError(
+            f"task {entry.name!r} needs the package {error.name!r}; install it with: pip install {extra}"
+        ) from error
+    if not isinstance(getattr(task, "COMMANDS", None), dict):
+        raise TypeError(f"task {entry.name!r} ({entry.value}) has no dict COMMANDS of verbs and functions")
+    return task
+
+
+def build_parser(function: Callable[..., Any], prog: str, example: str = "") -> "jsonargparse.ArgumentParser":
+    """A parser whose options are the function's parameters, with ``--config FILE`` and ``--print_config``."""
+    import jsonargparse
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    class Formatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """Defaults and types in the help, examples as written."""
+
+    doc = inspect.getdoc(function) or ""
+    head = doc.split("\n\nArgs:")[0].strip()
+    parser = ArgumentParser(
+        prog=prog,
+        description=head,
+        epilog=f"example:\n{textwrap.indent(textwrap.dedent(example).strip(), '  ')}" if example else None,
+        exit_on_error=False,
+        formatter_class=Formatter,
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with options; later options override it")
+    parser.add_function_arguments(function, as_group=False, fail_untyped=True, sub_configs=True)
+    return parser
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_top_help())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        from manifoldflow import __version__
+
+        print(f"{PROG} {__version__}")
+        return 0
+    verb, rest = words[0], words[1:]
+    if verb.startswith("-"):
+        raise ValueError(f"the verb comes first, got {verb!r}; {USAGE}")
+    tasks = find_tasks()
+    if not rest or rest[0] in ("-h", "--help"):
+        text = _verb_help(verb, tasks)
+        if rest:
+            print(text)
+            return 0
+        raise ValueError(f"which task? {PROG} {verb} TASK, with TASK one of: {_listed(tasks)}")
+    name, rest = rest[0], rest[1:]
+    if name.startswith("-"):
+        raise ValueError(f"the task comes before the options, got {name!r}; {USAGE}, with TASK one of: {_listed(tasks)}")
+    if name not in tasks:
+        raise ValueError(f"unknown task {name!r}{_nearest(name, tasks)}; the tasks are: {_listed(tasks)}")
+    task = load_task(tasks[name])
+    if verb not in task.COMMANDS:
+        known = _listed(task.COMMANDS)
+        raise ValueError(f"unknown verb {verb!r}{_nearest(verb, task.COMMANDS)}; the verbs of {name!r} are: {known}")
+    return _run(task.COMMANDS[verb], f"{PROG} {verb} {name}", getattr(task, "EXAMPLES", {}).get(verb, ""), rest)
+
+
+def _run(function: Callable[..., Any], prog: str, example: str, words: list[str]) -> int:
+    parser = build_parser(function, prog, example)
+    try:
+        parsed = parser.parse_args(_complete_switches([_underscored(word) for word in words], _switches(function)))
+    except SystemExit as done:  # --help and --print_config
+        return int(done.code or 0)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{_parse_message(error, parser)} (options: {prog} --help)") from error
+    # instantiate_classes is the name before jsonargparse 4.49
+    values = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed)
+    result = function(**{name: values[name] for name in inspect.signature(function).parameters})
+    return int(getattr(result, "exit_code", 0))
+
+
+def _underscored(word: str) -> str:
+    """``--batch-size`` is ``--batch_size``."""
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+
+
+def _parse_message(error: argparse.ArgumentError, parser: "jsonargparse.ArgumentParser") -> str:
+    """What the parser found wrong, with the option's name as the user writes it and the nearest one that exists."""
+    text = re.sub(r'^Parser key "([^"]+)":', r"--\1:", _one_line(error))
+    text = re.sub(r"Expected a <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
+    options = [option for option in parser._option_string_actions if option.startswith("--")]
+    unknown = re.search(r"--[\w.]+", text.partition("unrecognized arguments:")[2])
+    return text + _nearest(unknown[0], options) if unknown else text
+
+
+def _switches(function: Callable[..., Any], prefix: str = "--") -> set[str]:
+    """The options of type bool, those inside dataclass parameters included."""
+    hints = get_type_hints(function)
+    names = [field.name for field in fields(function)] if is_dataclass(function) else list(hints)
+    found: set[str] = set()
+    for name in names:
+        hint = hints.get(name)
+        if hint is bool and name != "return":
+            found.add(prefix + name)
+        elif isinstance(hint, type) and is_dataclass(hint):
+            found |= _switches(hint, f"{prefix}{name}.")
+    return found
+
+
+def _complete_switches(words: list[str], switches: set[str]) -> list[str]:
+    """``--resume`` alone means ``--resume true``."""
+    ends = [*words, "--"][1:]
+    pairs = zip(words, ends, strict=True)
+    return [f"{word}=true" if word in switches and end.startswith("--") else word for word, end in pairs]
+
+
+def _top_help() -> str:
+    tasks = find_tasks()
+    width = max(map(len, VERBS))
+    lines = [USAGE, "", "Generative models of states that are not flat vectors.", "", "verbs:"]
+    lines += [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
+    lines += ["", f"tasks: {_listed(tasks)}", "", "options:"]
+    lines += ["  --help     this text; after VERB the tasks that know it, after VERB TASK all options with their defaults"]
+    lines += ["  --debug    show the traceback of an error", "  --version  print the version", "", "examples:"]
+    task = next(iter(tasks), "TASK")
+    lines += [f"  {PROG} sample {task}", f"  {PROG} sample {task} --help", f"  {PROG} train {task} --print_config > train.yaml"]
+    return "\n".join([*lines, f"  {PROG} train {task} --config train.yaml"])
+
+
+def _verb_help(verb: str, tasks: dict[str, EntryPoint]) -> str:
+    rows, examples, verbs = [], [], set(VERBS)
+    for name, entry in tasks.items():
+        try:
+            task = load_task(entry)
+        except (ImportError, TypeError) as error:
+            rows.append((name, f"not available: {_one_line(error)}"))
+            continue
+        verbs |= set(task.COMMANDS)
+        if verb in task.COMMANDS:
+            rows.append((name, (inspect.getdoc(task.COMMANDS[verb]) or "").split("\n")[0]))
+            examples += [f"  {text}" for text in [getattr(task, "EXAMPLES", {}).get(verb)] if text]
+    if verb not in verbs:
+        raise ValueError(f"unknown verb {verb!r}{_nearest(verb, verbs)}; the verbs are: {_listed(verbs)}")
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [f"usage: {PROG} {verb} TASK [options]", "", (VERBS.get(verb) or verb).capitalize() + ".", "", "tasks:"]
+    lines += [f"  {name:<{width}}  {text}" for name, text in rows] or ["  none knows this verb"]
+    lines += ["", f"All options of one: {PROG} {verb} TASK --help"]
+    return "\n".join(lines + (["", "examples:", *examples] if examples else []))
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without line breaks; for system errors the path first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(sorted(names)) or "none is installed"
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Which source point is paired with which data point.
+
+A coupling is called as ``coupling(x0, x1, spaces=..., mask=..., cond=..., generator=...)`` and returns a pair of states.
+It may permute or rotate x0; it never changes the law of either side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds.base import Manifold
+from manifoldflow.state import State, fields, like, map_state
+
+
+class Coupling(Protocol):
+    """Pairs a batch of source states with a batch of data states."""
+
+    def __call__(
+        self,
+        x0: State,
+        x1: State,
+        *,
+        spaces: Manifold | Mapping[str, Manifold],
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[State, State]: ...
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Leave the pairs as they were drawn."""
+
+    def __call__(self, x0: State, x1: State, **_: Any) -> tuple[State, State]:
+        return x0, x1
+
+
+def kabsch(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The rotation R that minimises sum |R x_i - y_i|^2 over proper rotations (Kabsch 1976), ``(..., 3, 3)``.
+
+    Both sets are taken as they are: centre them first. Not differentiated (an SVD has no stable gradient).
+
+    Args:
+        x, y: ``(..., N, 3)``.
+        mask: bool ``(..., N)``.
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        x, y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x, y.to(x.dtype)
+        weighted = x if mask is None else x * mask.unsqueeze(-1).to(x.dtype)
+        u, _, vh = torch.linalg.svd(y.mT @ weighted)
+        sign = torch.linalg.det(u @ vh).sign()
+        flip = torch.stack([torch.ones_like(sign), torch.ones_like(sign), sign], -1)
+        return (u * flip.unsqueeze(-2)) @ vh
+
+
+@dataclass(frozen=True)
+class Align:
+    """Rotate each source sample onto its data sample: the same law for an isotropic source, shorter and straighter paths.
+
+    Args:
+        points: field of 3-D point sets ``(B, N, 3)``, centred, that determines the rotation.
+        frames: fields of rotations (matrices or quaternions) that turn along.
+    """
+
+    points: str = "trans"
+    frames: Sequence[str] = ("rots",)
+
+    def __call__(
+        self,
+        x0: State,
+        x1: State,
+        *,
+        spaces: Manifold | Mapping[str, Manifold],
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[State, State]:
+        a, b = fields(x0), fields(x1)
+        if self.points not in a:
+            raise ValueError(f"Align: no field {self.points!r} in the state; it has {', '.join(a)}")
+        rotation = kabsch(a[self.points], b[self.points], mask)
+        a[self.points] = a[self.points] @ rotation.mT
+        for name in self.frames:
+            if name in a:
+                a[name] = _turn(rotation, a[name])
+        return like(a, x0), x1
+
+
+def _turn(rotation: Tensor, frames: Tensor) -> Tensor:
+    from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_multiply
+
+    if frames.shape[-1] == 4:
+        return quaternion_multiply(matrix_to_quaternion(rotation).unsqueeze(-2), frames)
+    return rotation.unsqueeze(-3) @ frames
+
+
+def geodesic_cost(
+    x0: State, x1: State, spaces: Any, names: Sequence[str] | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Squared geodesic distance of every pair, ``(B, B)``: summed over the fields and the real elements of x1."""
+    a, b, s = fields(x0), fields(x1), fields(spaces)
+    total: Tensor | None = None
+    for name in names or a:
+        d = s[name].dist(a[name].unsqueeze(1), b[name].unsqueeze(0)) ** 2
+        if d.ndim > 2:
+            d = d if mask is None else d * mask.unsqueeze(0).reshape(1, *mask.shape, *(1,) * (d.ndim - 3))
+            d = d.flatten(2).sum(-1)
+        total = d if total is None else total + d
+    assert total is not None
+    return total
+
+
+@dataclass(frozen=True)
+class MinibatchOT:
+    """Exact optimal transport inside the batch: the permutation of x0 with the least total squared geodesic distance.
+
+    Every source sample is used exactly once (Tong et al. 2024 draw from the plan with replacement, which drops a third).
+    Samples are exchanged only inside a stratum: equal mask, and equal condition where ``stratify`` is on, so a condition
+    keeps an unbiased source. The assignment runs on the host (scipy).
+
+    Args:
+        names: fields that enter the cost; all if absent.
+        align: rotate onto the partner afterwards, see :class:`Align` (for point sets).
+        stratify: only exchange samples of equal ``cond``.
+    """
+
+    names: Sequence[str] | None = None
+    align: Align | None = None
+    stratify: bool = True
+
+    def __call__(
+        self,
+        x0: State,
+        x1: State,
+        *,
+        spaces: Manifold | Mapping[str, Manifold],
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[State, State]:
+        from scipy.optimize import linear_sum_assignment
+
+        with torch.no_grad():
+            cost = geodesic_cost(x0, x1, spaces, self.names, mask)
+            key = _strata(mask, cond if self.stratify else None, cost.shape[0])
+            if key is not None:
+                # A large finite penalty keeps the assignment inside its stratum; the identity is always feasible.
+                far = (key.unsqueeze(0) != key.unsqueeze(1)).to(cost)
+                cost = cost + far * (cost.max() + 1) * cost.shape[0]
+            _, order = linear_sum_assignment(cost.mT.double().cpu().numpy())
+        index = torch.as_tensor(order, device=cost.device)
+        x0 = map_state(lambda v: v[index], x0)
+        if self.align is not None:
+            x0, x1 = self.align(x0, x1, spaces=spaces, mask=mask, cond=cond, generator=generator)
+        return x0, x1
+
+
+def _strata(mask: Tensor | None, cond: Any, batch: int) -> Tensor | None:
+    """An integer label per sample, equal where mask and condition are equal."""
+    parts = [v.reshape(batch, -1).double() for v in ([mask] if mask is not None else []) + _tensors(cond)]
+    if not parts:
+        return None
+    return torch.unique(torch.cat(parts, -1), dim=0, return_inverse=True)[1]
+
+
+def _tensors(cond: Any) -> list[Tensor]:
+    if isinstance(cond, Tensor):
+        return [cond]
+    return [v for v in cond.values() if isinstance(v, Tensor)] if isinstance(cond, Mapping) else []

@@ -1,0 +1,426 @@
+"""Flow: a source, a path and a network on named spaces, with the three verbs loss, sample and (to come) log_prob."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from manifoldflow.coupling import Coupling, Independent
+from manifoldflow.distributions import Normal, Uniform
+from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.euclidean import Centered, Euclidean
+from manifoldflow.paths import Geodesic, PathPoint
+from manifoldflow.sampling.simulate import simulate
+from manifoldflow.sampling.steps import METHODS, Step, get_step
+from manifoldflow.sampling.timegrid import linear_grid
+from manifoldflow.state import State, expand_mask, fields, first_tensor, like, map_state, masked_mean, where_mask
+
+Predicts = Literal["velocity", "endpoint"]
+Pin = Callable[[Tensor, torch.Generator | None], Tensor]
+# The states are those of the flow's own fields, which only the task knows.
+Auxiliary = Callable[[Any, Any, dict[str, PathPoint], Tensor | None, Any], dict[str, Tensor]]
+
+
+class Flow(nn.Module):
+    r"""A flow-matching model of states that live in one space or in several named ones.
+
+    Time runs from the source (t = 0) to the data (t = 1). ``forward`` is the loss, so any trainer works.
+
+    Args:
+        spaces: a manifold, or ``{field: manifold}``.
+        model: ``model(x, t, *, mask=None, cond=None)`` -> predictions in the structure of the state. ``t`` has shape
+            ``(B,)``, or ``(B, N)`` when elements are pinned. With ``self_condition`` it also takes ``previous=``.
+        source: distribution (or one per field) at t = 0. Default: uniform on compact spaces, standard normal on flat ones.
+        path: conditional path (or one per field). Default: :class:`Geodesic` with a linear schedule.
+        coupling: pairs source with data. Default: independent.
+        predicts: ``"velocity"`` or ``"endpoint"``, for all fields or one per field.
+        weights: factor of each field's loss, default 1.
+        auxiliary: ``(pred, x1, points, mask, cond) -> {name: scalar}``, further losses, added as they are.
+        self_condition: probability of showing the model its own first prediction in training; above 0 the sampler feeds
+            each prediction to the next step (Chen et al. 2023).
+        pin: ``(mask, generator) -> bool (B, N)``: elements to show clean (at t = 1) in training, so that ``known=`` works.
+        time_range: range of training times.
+
+    Raises:
+        ValueError: if the fields of spaces, source and path differ.
+    """
+
+    builder: str | None = None
+    config: dict[str, Any] | None = None
+
+    def __init__(
+        self,
+        spaces: Manifold | Mapping[str, Manifold],
+        model: nn.Module,
+        *,
+        source: Any = None,
+        path: Any = None,
+        coupling: Coupling | None = None,
+        predicts: Predicts | Mapping[str, Predicts] = "velocity",
+        weights: Mapping[str, float] | None = None,
+        auxiliary: Auxiliary | None = None,
+        self_condition: float = 0.0,
+        pin: Pin | None = None,
+        time_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.spaces = dict(spaces) if isinstance(spaces, Mapping) else spaces
+        space_of = fields(self.spaces)
+        predicts_of = _per_field(predicts, space_of, "predicts", "velocity")
+        given_source = _per_field(source, space_of, "source", None)
+        given_path = _per_field(path, space_of, "path", None)
+        self.source = {n: (given_source[n] or _default_source(s)).bind(s) for n, s in space_of.items()}
+        self.path = {n: (given_path[n] or Geodesic()).bind(s, predicts_of[n]) for n, s in space_of.items()}
+        self.coupling: Coupling = coupling or Independent()
+        self.weights = dict(weights or {})
+        if unknown := set(self.weights) - set(space_of):
+            raise ValueError(f"weights name unknown fields {sorted(unknown)}; the fields are {list(space_of)}")
+        self.auxiliary = auxiliary
+        self.self_condition = self_condition
+        self.pin = pin
+        self.time_range = time_range
+        self.model = model
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._takes = {name for name in ("mask", "cond", "previous") if takes_any or name in parameters}
+        if self_condition > 0 and "previous" not in self._takes:
+            raise ValueError("self_condition needs a model that takes previous=, the prediction of the step before")
+
+    # ---------------------------------------------------------------- training
+
+    def forward(self, x1: State, **kwargs: Any) -> Tensor:
+        """The loss; see :meth:`loss`."""
+        return self.loss(x1, **kwargs)
+
+    def loss(self, x1: State, **kwargs: Any) -> Tensor:
+        """Flow-matching loss of a batch of data, a scalar: the sum of :meth:`loss_parts`, with the same arguments."""
+        return torch.stack(list(self.loss_parts(x1, **kwargs).values())).sum()
+
+    def loss_parts(
+        self,
+        x1: State,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        x0: State | None = None,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of the loss by name, each a scalar: one per field, then the auxiliary ones.
+
+        Args:
+            x1: data, ``(B, ..., *event)`` per field.
+            mask: bool ``(B, N)``, True where an element is real.
+            cond: condition, handed to the model and the coupling.
+            x0: stored source points (reflow), used as they are; drawn from the source and coupled if absent.
+            t: times ``(B,)``; uniform on ``time_range`` if absent.
+            generator: of all random draws.
+        """
+        first = first_tensor(x1)
+        # Geometry stays out of autocast; the model call goes back in.
+        autocast = torch.is_autocast_enabled(first.device.type)
+        with torch.autocast(first.device.type, enabled=False):
+            return self._loss_parts(x1, first, mask, cond, x0, t, generator, autocast)
+
+    def _loss_parts(
+        self,
+        x1: State,
+        first: Tensor,
+        mask: Tensor | None,
+        cond: Any,
+        x0: State | None,
+        t: Tensor | None,
+        generator: torch.Generator | None,
+        autocast: bool,
+    ) -> dict[str, Tensor]:
+        batch, device = first.shape[0], first.device
+        pinned = None if self.pin is None else self.pin(self._full_mask(first, mask), generator)
+        x1 = self._center(x1, mask, pinned)
+        if t is None:
+            low, high = self.time_range
+            t = low + (high - low) * torch.rand(batch, dtype=first.dtype, device=device, generator=generator)
+        if x0 is None:  # stored pairs stay as they are: the coupling made them
+            shapes = {n: v.shape[: v.ndim - self.path[n].space.event_ndim] for n, v in fields(x1).items()}
+            x0 = self.draw_source(shapes, mask=mask, generator=generator, dtype=first.dtype, device=device)
+            coupled, x1 = self.coupling(x0, x1, spaces=self.spaces, mask=mask, cond=cond, generator=generator)
+            if pinned is not None:
+                # With a pinned part the frame of the data is given, so the source may not be turned towards the rest of it.
+                has_pin = pinned.any(-1)
+                coupled = map_state(lambda a, b: torch.where(expand_mask(has_pin, a), a, b), x0, coupled)
+            x0 = coupled
+        time = t if pinned is None else torch.where(pinned, 1.0, t.unsqueeze(-1))
+        points = {n: self.path[n].sample(fields(x0)[n], v, time, generator=generator) for n, v in fields(x1).items()}
+        xt = like({n: where_mask(mask, p.x, fields(x1)[n]) for n, p in points.items()}, x1)
+        previous = None
+        if self.self_condition > 0:
+            # One coin for the batch: no host sync on the outcome of a device draw, and half of the batches cost nothing.
+            coin = torch.rand(
+                (), generator=generator if generator is not None and generator.device.type == "cpu" else None
+            )
+            if coin < self.self_condition:
+                with torch.no_grad(), torch.autocast(device.type, enabled=autocast):
+                    previous = self.predict(xt, time, mask=mask, cond=cond)
+        with torch.autocast(device.type, enabled=autocast):
+            pred = self.predict(xt, time, mask=mask, cond=cond, previous=previous)
+        counted = mask if pinned is None else (~pinned if mask is None else mask & ~pinned)
+        parts = {}
+        for name, point in points.items():
+            element = self.path[name].loss(fields(pred)[name], point)
+            parts[name if name != "x" else "flow"] = self.weights.get(name, 1.0) * masked_mean(element, counted)
+        if self.auxiliary is not None:
+            parts |= self.auxiliary(pred, x1, points, mask, cond)
+        return parts
+
+    # ---------------------------------------------------------------- sampling
+
+    def predict(
+        self, x: State, t: Tensor, *, mask: Tensor | None = None, cond: Any = None, previous: State | None = None
+    ) -> State:
+        """One call of the model; padding holds the origin (endpoints) or zero (velocities)."""
+        kwargs = {k: v for k, v in (("mask", mask), ("cond", cond), ("previous", previous)) if v is not None}
+        if "cond" in kwargs and "cond" not in self._takes:
+            raise ValueError("this flow's model takes no condition; build it with one, or call without cond=")
+        raw = self.model(x, t, **{k: v for k, v in kwargs.items() if k in self._takes})
+        if mask is None:
+            return raw
+        out = {}
+        for name, value in fields(raw).items():
+            path = self.path[name]
+            if path.predicts == "endpoint":
+                rest = path.space.origin(
+                    value.shape[: value.ndim - path.space.event_ndim], dtype=value.dtype, device=value.device
+                )
+            else:
+                rest = torch.zeros_like(value)
+                if isinstance(path.space, Centered) and self.pin is None:
+                    value = path.space.center(value, mask)  # the path's own centring does not know the mask
+            out[name] = where_mask(mask, value, rest)
+        return like(out, raw)
+
+    def draw_source(
+        self,
+        shape: Any,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+    ) -> State:
+        """Points of the source; ``shape`` is a batch shape, or one per field."""
+        shapes = shape if isinstance(shape, Mapping) else {n: tuple(shape) for n in self.path}
+        drawn = {
+            n: s.sample(tuple(shapes[n]), mask=mask, generator=generator, dtype=dtype, device=device)
+            for n, s in self.source.items()
+        }
+        return like(drawn, self.spaces)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        shape: int | Sequence[int] | None = None,
+        *,
+        lengths: Sequence[int] | None = None,
+        steps: int = 100,
+        times: Tensor | Sequence[float] | None = None,
+        method: str | Step = "euler",
+        mask: Tensor | None = None,
+        cond: Any = None,
+        known: State | None = None,
+        known_mask: Tensor | None = None,
+        x0: State | None = None,
+        generator: torch.Generator | None = None,
+        trajectory: bool = False,
+        callback: Callable[[int, State], None] | None = None,
+    ) -> Any:
+        """Draw samples.
+
+        Args:
+            shape: number of samples, or batch shape ``(B, N)``.
+            lengths: sizes of sets, one per sample; the result is then ``(x, mask)`` with ``x`` padded to the longest.
+            steps: number of steps of an equally spaced grid from 0 to 1.
+            times: a grid instead, ``(steps + 1,)``, increasing or decreasing.
+            method: ``"euler"`` follows the path exactly between two predictions; ``"midpoint"``, ``"heun"``, ``"rk4"``.
+            mask: bool ``(B, N)`` of real elements, if ``shape`` is given.
+            cond: condition for the model.
+            known, known_mask: values of pinned elements and where they are, see :func:`manifoldflow.sampling.simulate`.
+            x0: source points to start from, instead of a draw.
+            generator: of every random draw.
+            trajectory: return the states at all times, stacked along a new first axis.
+            callback: called with the number of the step and the state after each step.
+
+        Returns:
+            The samples, or ``(samples, mask)`` when ``lengths`` is given.
+        """
+        parameter = next(self.model.parameters(), None)
+        device = parameter.device if parameter is not None else torch.device("cpu")
+        if lengths is not None:
+            if shape is not None or mask is not None:
+                raise ValueError("give either lengths, or shape and mask, not both")
+            shape, mask = _lengths_to_mask(lengths, device)
+        if x0 is None:
+            if shape is None:
+                raise ValueError("say how many samples: sample(100), sample((8, 64)) or sample(lengths=[100, 120])")
+            batch_shape = (shape,) if isinstance(shape, int) else tuple(shape)
+            if min(batch_shape, default=1) < 1:
+                raise ValueError(f"the number and size of samples must be at least 1, got {shape}")
+            x0 = self.draw_source(batch_shape, mask=mask, generator=generator, device=device)
+        if known is not None:
+            if self.pin is None:
+                warnings.warn(
+                    "this flow was trained without pin=, so known= steers it only by replacement; "
+                    "train with pin= for conditional samples",
+                    stacklevel=2,
+                )
+            known, known_mask = self._fit_known(x0, known, known_mask)
+        grid = linear_grid(steps, device=device) if times is None else torch.as_tensor(times, device=device)
+        kernel = FlowKernel(
+            self,
+            method=method,
+            known_mask=known_mask,
+            fully_known=known is not None and set(fields(known)) == set(self.path),
+        )
+        x = simulate(
+            kernel,
+            x0,
+            grid,
+            mask=mask,
+            cond=cond,
+            known=known,
+            known_mask=known_mask,
+            generator=generator,
+            trajectory=trajectory,
+            callback=callback,
+        )
+        return (x, mask) if lengths is not None else x
+
+    # ---------------------------------------------------------------- internals
+
+    def _fit_known(self, x: State, known: State, known_mask: Tensor | None) -> tuple[State, Tensor | None]:
+        """Check the known elements, and extend them by free ones if the samples have more."""
+        first, given = first_tensor(x), fields(known)
+        if unknown := set(given) - set(self.path):
+            raise ValueError(f"known has unknown fields {sorted(unknown)}; the fields are {list(self.path)}")
+        if known_mask is None:
+            return known, None
+        extra = first.shape[1] - known_mask.shape[-1]
+        if extra < 0:
+            raise ValueError(
+                f"known_mask covers {known_mask.shape[-1]} elements, but a sample has only {first.shape[1]}"
+            )
+        if extra > 0:
+            for name, value in given.items():
+                rest = self.path[name].space.origin((value.shape[0], extra), dtype=value.dtype, device=value.device)
+                given[name] = torch.cat([value, rest], 1)
+            known_mask = torch.nn.functional.pad(known_mask, (0, extra))
+        return like(given, known), known_mask.expand(first.shape[0], -1).to(first.device)
+
+    def _full_mask(self, first: Tensor, mask: Tensor | None) -> Tensor:
+        return torch.ones(first.shape[:2], dtype=torch.bool, device=first.device) if mask is None else mask
+
+    def _center(self, x: State, mask: Tensor | None, pinned: Tensor | None) -> State:
+        """Centre mean-free fields: on the pinned part where there is one (its place is what sampling will be given)."""
+        out = fields(x)
+        for name, value in out.items():
+            space = self.path[name].space
+            if isinstance(space, Centered):
+                if pinned is None:
+                    out[name] = space.center(value, mask)
+                else:
+                    anchor = torch.where(pinned.any(-1, keepdim=True), pinned, self._full_mask(value, mask))
+                    weight = anchor.unsqueeze(-1).to(value.dtype)
+                    mean = (value * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp_min(1)
+                    out[name] = where_mask(mask, value - mean, torch.zeros_like(value))
+        return like(out, x)
+
+
+class FlowKernel:
+    """Moves a state along a flow: predicts, then takes a geodesic or Runge-Kutta step. One object per trajectory.
+
+    Args:
+        flow: the flow; its ``predict`` is called.
+        method: ``"euler"`` or an integrator of the velocity.
+        known_mask: pinned elements, which the model sees at t = 1 and which do not move.
+        fully_known: whether all fields of the pinned elements are known.
+    """
+
+    def __init__(
+        self, flow: Flow, *, method: str | Step = "euler", known_mask: Tensor | None = None, fully_known: bool = False
+    ) -> None:
+        self.flow = flow
+        self.euler = method == "euler" or method is METHODS["euler"]
+        self.step = get_step(method)
+        self.known_mask = known_mask if fully_known else None
+        self.previous: State | None = None
+
+    def _predict(self, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> State:
+        first = first_tensor(x)
+        time = t.expand(first.shape[0]).to(first.dtype)
+        if self.known_mask is not None:
+            known = self.known_mask.expand(first.shape[: self.known_mask.ndim])
+            time = torch.where(known, 1.0, expand_mask(time, known))
+        pred = self.flow.predict(x, time, mask=mask, cond=cond, previous=self.previous)
+        if self.flow.self_condition > 0:
+            self.previous = pred
+        return pred
+
+    def __call__(
+        self,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> State:
+        path = self.flow.path
+        if self.euler:
+            pred = self._predict(x, t, mask, cond)
+            view, made = fields(x), fields(pred)
+            return like({n: path[n].advance(made[n], view[n], t, s, generator=generator) for n in view}, x)
+
+        first: list[State] = []
+
+        def velocity(at: State, when: Tensor) -> State:
+            pred = self._predict(at, when, mask, cond)
+            first.append(pred)
+            view, made = fields(at), fields(pred)
+            out = {n: path[n].velocity(made[n], view[n], when) for n in view}
+            if self.known_mask is not None:
+                out = {n: torch.where(expand_mask(self.known_mask, v), 0.0, v) for n, v in out.items()}
+            return like(out, at)
+
+        moved = self.step(velocity, self.flow.spaces, x, t, s)
+        view, made, out = fields(x), fields(first[0]), fields(moved)
+        for n in view:
+            if path[n].predicts == "endpoint":
+                # The velocity of an endpoint prediction has a pole at t = 1, so a step that starts or ends there is an
+                # exact one with the first prediction (the last step of Heun's method in Karras et al. 2022 likewise).
+                out[n] = torch.where(
+                    (s >= 1) | (t >= 1), path[n].advance(made[n], view[n], t, s, generator=generator), out[n]
+                )
+        return like(out, x)
+
+
+def _per_field(value: Any, names: Mapping[str, Any], what: str, default: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value if value is not None else default for name in names}
+    if unknown := set(value) - set(names):
+        raise ValueError(f"{what} names unknown fields {sorted(unknown)}; the fields are {list(names)}")
+    return {name: value.get(name, default) for name in names}
+
+
+def _default_source(space: Manifold) -> Any:
+    return Normal() if isinstance(space, Euclidean | Centered) else Uniform()
+
+
+def _lengths_to_mask(lengths: Sequence[int], device: torch.device) -> tuple[tuple[int, int], Tensor]:
+    sizes = [int(n) for n in lengths]
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"lengths must be positive whole numbers, got {list(lengths)}")
+    longest = max(sizes)
+    mask = torch.arange(longest, device=device) < torch.tensor(sizes, device=device).unsqueeze(-1)
+    return (len(sizes), longest), mask

@@ -1,0 +1,160 @@
+"""What every manifold offers, and the parts that follow from exp and log alone."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+
+def expand_time(t: Tensor | float, like: Tensor, event_ndim: int) -> Tensor | float:
+    """Give a time of batch shape ``(...)`` trailing axes so that it multiplies tangents of ``event_ndim`` axes.
+
+    ``t`` may have fewer axes than the batch of ``like``; it is then taken as belonging to the leading axes.
+    """
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return t
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim <= like.ndim - event_ndim else t
+
+
+class Manifold:
+    r"""A Riemannian manifold with closed-form geodesics.
+
+    A subclass is a frozen dataclass that holds hyper-parameters only (no tensors, no device, no dtype). Points are
+    tensors of shape ``(..., *event)``; tangent vectors have shape ``(..., *tangent_event)``; all leading axes are batch
+    and broadcast.
+
+    Attributes:
+        event_ndim: number of axes of one point (1 for vectors, 2 for matrices).
+        tangent_ndim: number of axes of one tangent vector.
+        dim: intrinsic dimension (a field or a property of the subclass).
+    """
+
+    event_ndim: ClassVar[int] = 1
+    tangent_ndim: ClassVar[int] = 1
+
+    if TYPE_CHECKING:  # not a real property: a subclass may make it a dataclass field
+
+        @property
+        def dim(self) -> int:
+            """Intrinsic dimension."""
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one point."""
+        raise NotImplementedError
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """A fixed point of the manifold, repeated over the batch ``shape``; padding holds it."""
+        raise NotImplementedError
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        """The point reached from ``x`` in unit time along the geodesic with velocity ``u``."""
+        raise NotImplementedError
+
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest tangent vector at ``x`` with ``exp(x, log(x, y)) == y``."""
+        raise NotImplementedError
+
+    def project(self, x: Tensor) -> Tensor:
+        """The closest point of the manifold to an ambient ``x``."""
+        raise NotImplementedError
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """The orthogonal projection of an ambient vector onto the tangent space at ``x``."""
+        raise NotImplementedError
+
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        """Parallel transport of ``u`` from ``x`` to ``y`` along the shortest geodesic."""
+        raise NotImplementedError
+
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        r"""The inverse differential of exp, :math:`(d\exp_x)_w^{-1} v`: what ``w`` must change by for exp(x, w) to move by ``v``.
+
+        This generic form builds the Jacobian column by column (``dim`` forward-mode derivatives and one linear solve): it
+        needs ``tangent_basis`` and tangents in the coordinates of points, and is slow. Subclasses have closed forms.
+
+        Args:
+            x: points ``(..., *event)``.
+            w: tangents at ``x``, shorter than the distance to a conjugate point (pi on the sphere, 2 pi for rotations).
+            v: tangents at ``exp(x, w)``.
+
+        Returns:
+            Tangents at ``x``.
+        """
+        basis = self.tangent_basis(x).movedim(-1 - self.tangent_ndim, 0)
+
+        def move(at: Tensor) -> Tensor:
+            return self.exp(x, at)
+
+        moved = torch.stack([torch.func.jvp(move, (w,), (e.expand_as(w).contiguous(),))[1] for e in basis], -1)
+        jacobian = moved.flatten(-1 - self.event_ndim, -2)
+        gram = jacobian.mT @ jacobian
+        coordinates = torch.linalg.solve(gram, jacobian.mT @ v.flatten(-self.tangent_ndim).unsqueeze(-1)).squeeze(-1)
+        weights = coordinates.movedim(-1, 0)
+        return (weights.reshape(weights.shape + (1,) * self.tangent_ndim) * basis).sum(0)
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """An orthonormal basis of the tangent space at ``x``, shape ``(..., dim, *tangent_event)``."""
+        raise NotImplementedError
+
+    def residual(self, x: Tensor) -> Tensor:
+        """How far ``x`` is off the manifold, shape ``(...)``; 0 on it."""
+        raise NotImplementedError
+
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Riemannian inner product of two tangent vectors at ``x``, shape ``(...)``."""
+        return (u * v).sum(dim=tuple(range(-self.tangent_ndim, 0)))
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Geodesic distance, shape ``(...)``."""
+        u = self.log(x, y)
+        squared = self.inner(x, u, u)
+        is_zero = squared <= 0
+        return torch.where(is_zero, 0.0, squared.where(~is_zero, 1.0).sqrt())
+
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        r"""Point and velocity at time ``t`` of the shortest geodesic from ``x0`` (t = 0) to ``x1`` (t = 1).
+
+        .. math:: x_t = \exp_{x_0}(t \log_{x_0} x_1), \quad u_t = \log_{x_t} x_1 - \log_{x_t} x_0
+
+        Args:
+            x0, x1: points ``(..., *event)``.
+            t: number, or tensor whose axes are leading batch axes of ``x0``.
+        """
+        u = self.log(x0, x1)
+        xt = self.exp(x0, expand_time(t, u, self.tangent_ndim) * u)
+        return xt, self.transport(x0, u, xt)
+
+    @property
+    def log_volume(self) -> float:
+        """Logarithm of the Riemannian volume of a compact manifold."""
+        raise ValueError(f"{self} has infinite volume, so no uniform distribution; use Normal or WrappedNormal")
+
+    def sample_uniform(
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Independent uniform points (with respect to the Riemannian volume) of a compact manifold, ``(*shape, *event)``."""
+        raise ValueError(f"{self} has infinite volume, so no uniform distribution; use Normal or WrappedNormal")
+
+    def check(self, x: Tensor, atol: float = 1e-4) -> None:
+        """Raise ``ValueError`` if ``x`` has a wrong shape, holds NaN or lies off the manifold by more than ``atol``.
+
+        This looks at values and so waits for the device: call it on input, not inside a sampler.
+        """
+        event = self.event_shape
+        if tuple(x.shape[x.ndim - len(event) :]) != event:
+            raise ValueError(f"{self}: points need shape (..., {', '.join(map(str, event))}), got {tuple(x.shape)}")
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError(f"{self}: the points hold NaN or infinity")
+        off = float(self.residual(x).max()) if x.numel() else 0.0
+        if off > atol:
+            raise ValueError(
+                f"{self}: a point lies {off:.3g} off the manifold (tolerance {atol:g}); call .project(x) first"
+            )

@@ -1,0 +1,93 @@
+"""Rotations of space: as unit quaternions."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.rotation import (
+    inverse_right_jacobian,
+    quaternion_conjugate,
+    quaternion_multiply,
+    quaternion_rotate,
+    quaternion_to_rotvec,
+    rotvec_to_quaternion,
+)
+from manifoldflow.numerics import in_full_precision
+
+
+@dataclass(frozen=True)
+class UnitQuaternion(Manifold):
+    r"""The rotation group as unit quaternions ``(..., 4)`` in the order ``[w, x, y, z]``; q and -q are the same point.
+
+    Tangent vectors are those of :class:`SO3`, body-frame rotation vectors ``(..., 3)`` in radians:
+    :math:`\exp_q(w) = q \otimes (\cos(|w|/2), \mathrm{sinc}(|w|/2)\, w/2)`. Length is the rotation angle, which is
+    twice the
+    arc on :math:`S^3`. ``exp`` keeps the sign of its base point, so a geodesic is continuous in the four numbers, and
+    ends at ``x1`` or ``-x1``, whichever is nearer to ``x0``.
+    """
+
+    @property
+    def dim(self) -> int:
+        return 3
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (4,)
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        return torch.eye(1, 4, dtype=dtype, device=device).squeeze(0).expand(*shape, 4)
+
+    @in_full_precision
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        return quaternion_multiply(x, rotvec_to_quaternion(u))
+
+    @in_full_precision
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        return quaternion_to_rotvec(quaternion_multiply(quaternion_conjugate(x), y))
+
+    @in_full_precision
+    def project(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(x, dim=-1)
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    @in_full_precision
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        # In the body frame the velocity of a one-parameter subgroup is constant.
+        u = self.log(x0, x1)
+        return self.exp(x0, expand_time(t, u, 1) * u), u
+
+    @in_full_precision
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        r"""Parallel transport along the geodesic with body velocity w = log(x, y): :math:`\mathrm{Exp}(-w/2) u`."""
+        return quaternion_rotate(rotvec_to_quaternion(-0.5 * self.log(x, y)), u)
+
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return inverse_right_jacobian(w, v)
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        return torch.eye(3, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 3, 3)
+
+    def residual(self, x: Tensor) -> Tensor:
+        return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()
+
+    @property
+    def log_volume(self) -> float:
+        r""":math:`\log 8 \pi^2`, the volume of the rotation group when length is the rotation angle."""
+        return math.log(8 * math.pi**2)
+
+    def sample_uniform(
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return self.project(torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device))

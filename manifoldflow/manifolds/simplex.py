@@ -1,0 +1,153 @@
+"""The probability simplex, with the Fisher-Rao or the flat metric."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.sphere import Sphere
+from manifoldflow.numerics import in_full_precision
+
+
+@dataclass(frozen=True)
+class Simplex(Manifold):
+    r"""Probability vectors ``(..., categories)``: non-negative, sum 1. The boundary and the corners (one-hot) belong
+    to it.
+
+    ``metric="fisher_rao"``: :math:`z = \sqrt p` lies on the positive orthant of a sphere and the distance is
+    :math:`2 \arccos \langle \sqrt p, \sqrt q \rangle \in [0, \pi]`. A tangent at p is stored as the vector
+    :math:`u = 2 \dot z = \dot p / \sqrt p`, orthogonal to :math:`\sqrt p`, with the plain inner product: the rate
+    :math:`\dot p` itself vanishes at the boundary, where it could not tell directions apart (recover it as
+    :meth:`rate`). A geodesic that would leave the simplex is reflected by the square.
+
+    ``metric="flat"``: straight lines; a tangent is :math:`\dot p`, with sum 0, and ``exp`` stops at the boundary.
+
+    Args:
+        categories: number K of categories; the dimension is K - 1.
+        metric: ``"fisher_rao"`` or ``"flat"``.
+    """
+
+    categories: int
+    metric: Literal["fisher_rao", "flat"] = "fisher_rao"
+
+    def __post_init__(self) -> None:
+        if self.categories < 2:
+            raise ValueError(f"Simplex: categories must be at least 2, got {self.categories}")
+        if self.metric not in ("fisher_rao", "flat"):
+            raise ValueError(f"Simplex: metric must be 'fisher_rao' or 'flat', got {self.metric!r}")
+
+    @property
+    def dim(self) -> int:
+        return self.categories - 1
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.categories,)
+
+    @property
+    def _is_flat(self) -> bool:
+        return self.metric == "flat"
+
+    @property
+    def _sphere(self) -> Sphere:
+        return Sphere(self.categories - 1)
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """The uniform distribution."""
+        return torch.full((*shape, self.categories), 1 / self.categories, dtype=dtype, device=device)
+
+    @in_full_precision
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        if self._is_flat:
+            return self.project(x + u)
+        return self._sphere.exp(_root(x), 0.5 * u).square()
+
+    @in_full_precision
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        return y - x if self._is_flat else 2 * self._sphere.log(_root(x), _root(y))
+
+    @in_full_precision
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        return super().dist(x, y) if self._is_flat else 2 * self._sphere.dist(_root(x), _root(y))
+
+    @in_full_precision
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        if self._is_flat:
+            u = x1 - x0
+            return x0 + expand_time(t, u, 1) * u, u
+        z, v = self._sphere.geodesic(_root(x0), _root(x1), t)
+        return z.square(), 2 * v
+
+    @in_full_precision
+    def project(self, x: Tensor) -> Tensor:
+        r"""The closest point in the plain Euclidean sense, :math:`\max(x - \tau, 0)` (Held et al. 1974; Duchi et al.
+        2008)."""
+        falling = x.sort(-1, descending=True).values
+        count = torch.arange(1, self.categories + 1, dtype=x.dtype, device=x.device)
+        thresholds = (falling.cumsum(-1) - 1) / count
+        support = (falling > thresholds).sum(-1, keepdim=True).clamp_min(1)
+        return (x - thresholds.gather(-1, support - 1)).clamp_min(0)
+
+    @in_full_precision
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        return u - u.mean(-1, keepdim=True) if self._is_flat else self._sphere.to_tangent(_root(x), u)
+
+    @in_full_precision
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        return u if self._is_flat else self._sphere.transport(_root(x), u, _root(y))
+
+    @in_full_precision
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        """Flat: ``v``, as long as exp(x, w) stays inside. Fisher-Rao: that of the sphere, reflected where the
+        geodesic was."""
+        if self._is_flat:
+            return v
+        z = _root(x)
+        is_reflected = self._sphere.exp(z, 0.5 * w) < 0
+        return self._sphere.dexp_inv(z, 0.5 * w, torch.where(is_reflected, -v, v))
+
+    @in_full_precision
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        # Flat: the plane of sum 0 is the tangent space of the sphere at (1, ..., 1) / sqrt(K).
+        z = torch.full_like(x, self.categories**-0.5) if self._is_flat else _root(x)
+        return self._sphere.tangent_basis(z)
+
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        r"""The rate of change :math:`\dot p` of the probabilities that belongs to the tangent ``u``."""
+        return u if self._is_flat else _root(x) * u
+
+    def residual(self, x: Tensor) -> Tensor:
+        """The larger of |sum - 1| and the most negative entry."""
+        return (x.sum(-1) - 1).abs().maximum((-x).amax(-1))
+
+    @property
+    def log_volume(self) -> float:
+        """Flat: sqrt(K) / (K - 1)!. Fisher-Rao: one orthant of the sphere of radius 2."""
+        k = self.categories
+        return 0.5 * math.log(k) - math.lgamma(k) if self._is_flat else self._sphere.log_volume - math.log(2)
+
+    def sample_uniform(
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Flat: Dirichlet(1, ..., 1). Fisher-Rao: Dirichlet(1/2, ..., 1/2), uniform on the orthant."""
+        full = (*shape, self.categories)
+        if self._is_flat:
+            weight = torch.empty(full, dtype=dtype, device=device).exponential_(generator=generator)
+            return weight / weight.sum(-1, keepdim=True)
+        return self._sphere.sample_uniform(shape, generator=generator, dtype=dtype, device=device).square()
+
+
+def _root(p: Tensor) -> Tensor:
+    """sqrt(p), with gradient 0 instead of infinity where p = 0 (or is negative by round-off)."""
+    is_positive = p > 0
+    return torch.where(is_positive, torch.where(is_positive, p, 1.0).sqrt(), 0.0)

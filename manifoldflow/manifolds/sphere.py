@@ -1,0 +1,153 @@
+"""The unit sphere S^d."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds import rows
+from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.rows import compiled_as
+from manifoldflow.numerics import (
+    cos_of_square,
+    cosc_of_square,
+    dot,
+    in_full_precision,
+    polar_angle,
+    safe_norm,
+    sinc_of_square,
+    smooth_norm,
+)
+
+
+@dataclass(frozen=True)
+class Sphere(Manifold):
+    r"""The unit sphere :math:`S^d = \{x \in R^{d+1} : |x| = 1\}` with the round metric.
+
+    Points and tangent vectors are tensors of shape ``(..., dim + 1)``; all leading axes are batch. A tangent vector at
+    ``x`` is orthogonal to ``x`` and measured in radians.
+
+    Args:
+        dim: intrinsic dimension d; ``Sphere(2)`` is the ordinary sphere in R^3.
+    """
+
+    dim: int
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"Sphere: dim must be at least 1, got {self.dim}")
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.dim + 1,)
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        return torch.eye(1, self.dim + 1, dtype=dtype, device=device).squeeze(0).expand(*shape, self.dim + 1)
+
+    @in_full_precision
+    @compiled_as(rows.exp)
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        r"""Follow the geodesic from ``x`` with velocity ``u`` for unit time: :math:`\cos|u|\, x + \sin|u|\, u/|u|`."""
+        r = smooth_norm(u)
+        return torch.addcmul(r.cos() * x, r.sin() / r, u)
+
+    @in_full_precision
+    @compiled_as(rows.log)
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""The shortest tangent vector at ``x`` that reaches ``y``, of length :math:`\theta(x, y) \in [0, \pi]`.
+
+        At an exact antipode the direction is a fixed tangent of ``x``: any is a minimiser.
+        """
+        tangential, sine, angle = self._polar(x, y)
+        return (angle / sine) * tangential
+
+    @in_full_precision
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Geodesic distance 2 atan2(|y - x|, |y + x|) in radians, shape ``(...)``."""
+        return (2 * torch.atan2(safe_norm(y - x), safe_norm(y + x))).squeeze(-1)
+
+    @in_full_precision
+    @compiled_as(rows.geodesic)
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        r"""With the unit tangent e towards ``x1``: :math:`\cos(t\theta) x_0 + \sin(t\theta) e` and its derivative."""
+        tangential, sine, angle = self._polar(x0, x1)
+        turned = expand_time(t, x0, 1) * angle
+        cos, sin = turned.cos(), turned.sin()
+        return cos * x0 + (sin / sine) * tangential, (angle / sine * cos) * tangential - (angle * sin) * x0
+
+    @in_full_precision
+    def project(self, x: Tensor) -> Tensor:
+        """The closest point of the sphere."""
+        return x * dot(x, x).clamp_min(1e-30).rsqrt()
+
+    @in_full_precision
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        """Remove the radial part of ``u``."""
+        return u - dot(x, u) * x
+
+    @in_full_precision
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        """Parallel transport: rotate in the plane of ``x`` and log(x, y), leave the rest; defined at an antipode
+        too."""
+        v = self.log(x, y)
+        squared = dot(v, v)
+        return u - dot(v, u) * (cosc_of_square(squared) * v + sinc_of_square(squared) * x)
+
+    @in_full_precision
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        r"""Carry ``v`` back to ``x``; stretch its part across ``w`` by :math:`r / \sin r`, r = |w| < pi; keep its
+        part along ``w``."""
+        squared = dot(w, w)
+        cos, sinc = cos_of_square(squared), sinc_of_square(squared)
+        back = v - dot(v, x) / (1 + cos) * ((1 + cos) * x + sinc * w)
+        is_small = squared < 1e-2
+        q = torch.where(is_small, squared, 0.0)
+        series = -(1 / 6 + q * (7 / 360 + q * (31 / 15120 + q * (127 / 604800 + q * (73 / 3421440)))))
+        along = torch.where(is_small, series, (1 - 1 / sinc) / squared.where(~is_small, 1.0))
+        return back / sinc + along * dot(back, w) * w
+
+    @in_full_precision
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        """The reflection that takes the first axis to x or -x (whichever is farther) takes the other axes to a
+        basis."""
+        axes = torch.eye(self.dim + 1, dtype=x.dtype, device=x.device)
+        sign = torch.where(x[..., :1] < 0, -1.0, 1.0).to(x.dtype)
+        normal = (x + sign * axes[0]) / (1 + x[..., :1].abs())
+        return axes[1:] - x[..., 1:].unsqueeze(-1) * normal.unsqueeze(-2)
+
+    def _polar(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The tangential part of ``y`` at ``x``, its length :math:`\sin\theta` (never 0), and :math:`\theta`.
+
+        The chords y - x and y + x have the same tangential part; the shorter one loses no digits near 0 or near pi. The
+        angle is an atan2: acos of a dot product would lose half of the digits.
+        """
+        cosine = dot(x, y)
+        # A tenth of the round-off of y, along an axis that is not near x, decides the direction at an exact antipode.
+        nudge = torch.eye(2, self.dim + 1, dtype=x.dtype, device=x.device) * (0.1 * torch.finfo(x.dtype).eps)
+        far_chord = y + x + torch.where(x[..., :1].abs() < 0.7, nudge[0], nudge[1])
+        tangential = self.to_tangent(x, torch.where(cosine < 0, far_chord, y - x))
+        sine = smooth_norm(tangential)
+        return tangential, sine, polar_angle(sine, cosine)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """How far the length is from 1."""
+        return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()
+
+    @property
+    def log_volume(self) -> float:
+        r""":math:`\log 2 \pi^{(d+1)/2} / \Gamma((d+1)/2)`."""
+        half = 0.5 * (self.dim + 1)
+        return math.log(2) + half * math.log(math.pi) - math.lgamma(half)
+
+    def sample_uniform(
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return self.project(torch.randn(*shape, self.dim + 1, generator=generator, dtype=dtype, device=device))

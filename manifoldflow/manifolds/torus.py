@@ -1,0 +1,105 @@
+"""The flat torus T^d."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.numerics import in_full_precision, upcast
+
+
+@dataclass(frozen=True)
+class Torus(Manifold):
+    r"""The flat torus :math:`(R / L)^d`: vectors ``(..., d)`` whose entries are periodic, with the flat metric.
+
+    Points are stored in [0, period); any real representative is a valid argument. Tangents are plain vectors ``(...,
+    d)``
+    in the unit of the period.
+
+    Args:
+        d: dimension.
+        period: length L of every circle: 1 for fractional coordinates, ``2 * math.pi`` for angles in radians.
+    """
+
+    d: int
+    period: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.d < 1:
+            raise ValueError(f"Torus: d must be at least 1, got {self.d}")
+        if not self.period > 0:
+            raise ValueError(f"Torus: period must be positive, got {self.period}")
+
+    @property
+    def dim(self) -> int:
+        return self.d
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.d,)
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        return torch.zeros(*shape, self.d, dtype=dtype, device=device)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The representative in [0, period)."""
+        return self._wrap(upcast(x), x.dtype)
+
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        return self._wrap(upcast(x) + upcast(u), torch.promote_types(x.dtype, u.dtype))
+
+    def _wrap(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        # remainder, and the cast to half precision, round -1e-8 up to the period itself, which is the point 0.
+        wrapped = x.remainder(self.period).to(dtype)
+        return torch.where(wrapped >= self.period, wrapped - self.period, wrapped).clamp_min(0)
+
+    @in_full_precision
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        """The shortest difference y - x, entries in [-period/2, period/2)."""
+        turn = y - x
+        turn = turn - self.period * torch.round(turn / self.period)
+        return torch.where(turn >= 0.5 * self.period, turn - self.period, turn)
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        return u
+
+    def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        if torch.compiler.is_compiling() and isinstance(t, Tensor):
+            # Flat and of one shape, the compiler makes a single vector loop; an innermost axis of 3 would be scalar.
+            x0, x1 = torch.broadcast_tensors(x0, x1)
+            t = torch.as_tensor(expand_time(t, x1, 1)).expand(x1.shape)
+            u = self.log(x0.reshape(-1), x1.reshape(-1))
+            return self.project(x0.reshape(-1) + t.reshape(-1) * u).view(x0.shape), u.view(x0.shape)
+        u = self.log(x0, x1)
+        return self._wrap(upcast(x0) + expand_time(t, u, 1) * upcast(u), u.dtype), u
+
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], self.d, self.d)
+
+    def residual(self, x: Tensor) -> Tensor:
+        """How far an entry lies outside [0, period)."""
+        return (x.clamp(0, self.period) - x).abs().amax(-1)
+
+    @property
+    def log_volume(self) -> float:
+        return self.d * math.log(self.period)
+
+    def sample_uniform(
+        self,
+        shape: tuple[int, ...] = (),
+        *,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        return self.project(self.period * torch.rand(*shape, self.d, generator=generator, dtype=dtype, device=device))

@@ -1,0 +1,5 @@
+"""Baseline networks."""
+
+from manifoldflow.nn.mlp import TangentMLP
+
+__all__ = ["TangentMLP"]

@@ -1,0 +1,141 @@
+"""Functions that stay exact where the textbook formula divides zero by zero.
+
+Every function of a norm r is written as a function of r**2, with a series near zero and a safe argument on both sides
+of each ``where``: the untaken branch can then poison neither the value nor the gradient.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+HALF = (torch.float16, torch.bfloat16)
+
+SMALL_SQUARE = 1e-4
+"""Below this squared argument the series are used; their first neglected term is under 1e-16 there."""
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Inner product over the last axis, kept as size 1.
+
+    A reduction over an axis of 3 or 4 costs four times its explicit sum (100,000 rows on a CPU), and these are our
+    sizes.
+    A matrix product would be fast too, but autocast and TF32 take its digits away.
+    """
+    product = x * y
+    if not 2 <= product.shape[-1] <= 4:
+        return product.sum(-1, keepdim=True)
+    first, *rest = product.split(1, -1)
+    return functools.reduce(torch.add, rest, first)
+
+
+def safe_norm(x: Tensor, eps: float = 1e-30) -> Tensor:
+    """Euclidean norm over the last axis, kept as size 1, with gradient 0 (not NaN) at x = 0."""
+    squared = (x * x).sum(-1, keepdim=True)
+    is_zero = squared <= eps
+    return torch.where(is_zero, 0.0, squared.where(~is_zero, 1.0).sqrt())
+
+
+def sinc_of_square(squared: Tensor) -> Tensor:
+    """sin(r) / r as a function of r**2, smooth at r = 0."""
+    is_small = squared < SMALL_SQUARE
+    r = squared.where(~is_small, 1.0).sqrt()
+    series = 1 - squared / 6 * (1 - squared / 20 * (1 - squared / 42))
+    return torch.where(is_small, series, r.sin() / r)
+
+
+def cosc_of_square(squared: Tensor) -> Tensor:
+    """(1 - cos r) / r**2 as a function of r**2, smooth at r = 0; 2 sin(r/2)**2 keeps the digits that 1 - cos loses."""
+    half = sinc_of_square(squared / 4)
+    return 0.5 * half * half
+
+
+def cos_of_square(squared: Tensor) -> Tensor:
+    """cos(r) as a function of r**2, smooth at r = 0."""
+    is_small = squared < SMALL_SQUARE
+    series = 1 - squared / 2 * (1 - squared / 12 * (1 - squared / 30 * (1 - squared / 56)))
+    return torch.where(is_small, series, squared.where(~is_small, 1.0).sqrt().cos())
+
+
+def tiny_square(dtype: torch.dtype) -> float:
+    """What :func:`smooth_norm` adds under its root: so small that 1 / r**3 of the root r is still finite."""
+    return torch.finfo(dtype).tiny ** 0.63
+
+
+def smooth_norm(x: Tensor) -> Tensor:
+    r"""The norm :math:`\sqrt{|x|^2 + \epsilon}` over the last axis, kept as size 1: never 0 (1e-12 in float32, 1e-97
+    in float64).
+
+    A quotient such as sin(r) / r of it needs no series: its value is 1 to round-off at x = 0, and in a product with x
+    its first and second derivatives are finite. Three kernels, where a guarded division has ten.
+    """
+    return (dot(x, x) + tiny_square(x.dtype)).sqrt()
+
+
+def atan2_over_sine(sine: Tensor, cosine: Tensor) -> Tensor:
+    """atan2(s, c) / s for s >= 0: the factor that turns a vector of length sin(a) into one of length a.
+
+    Series in s / c where s is small and c > 0. At s = 0, c < 0 (angle pi) the factor is infinite: callers treat that
+    direction-less case themselves, and this returns a finite number there.
+    """
+    is_small = (sine * sine < SMALL_SQUARE * cosine * cosine) & (cosine > 0)
+    ratio = sine / torch.where(is_small, cosine, 1.0)
+    q = ratio * ratio
+    series = (1 - q * (1 / 3 - q * (1 / 5 - q * (1 / 7 - q / 9)))) / torch.where(is_small, cosine, 1.0)
+    safe_sine = torch.where(is_small | (sine <= 0), 1.0, sine)
+    general = torch.atan2(safe_sine, torch.where(is_small, 1.0, cosine)) / safe_sine
+    return torch.where(is_small, series, general)
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """log(1 - exp(-x)) for x > 0 without cancellation at either end (Maechler 2012)."""
+    is_small = x < 0.6931471805599453
+    low = torch.where(is_small, x, 1.0)
+    high = torch.where(is_small, 1.0, x)
+    return torch.where(is_small, (-torch.expm1(-low)).log(), torch.log1p(-torch.exp(-high)))
+
+
+def upcast(x: Tensor) -> Tensor:
+    """float16 and bfloat16 in float32, everything else unchanged: geometry is never computed in half precision."""
+    return x.float() if x.dtype in HALF else x
+
+
+def in_full_precision(method: F) -> F:
+    """Make a method of tensors compute in float32 or better and answer in the dtype it was given.
+
+    float16 and bfloat16 arguments are upcast, and autocast is off inside: half precision has 3 digits, geometry
+    needs 6.
+    """
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any) -> Any:
+        first = args[0]
+        if torch.is_autocast_enabled(first.device.type):
+            with torch.autocast(first.device.type, enabled=False):
+                return wrapped(self, *args)
+        if not any(isinstance(a, Tensor) and a.dtype in HALF for a in args):
+            return method(self, *args)
+        out = method(self, *(upcast(a) if isinstance(a, Tensor) else a for a in args))
+        tensors = [a.dtype for a in args if isinstance(a, Tensor)]
+        dtype = functools.reduce(torch.promote_types, tensors)
+        return tuple(o.to(dtype) for o in out) if isinstance(out, tuple) else out.to(dtype)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def polar_angle(sine: Tensor, cosine: Tensor) -> Tensor:
+    """atan2(s, c) for s > 0.
+
+    Under ``torch.compile`` on a CPU in the form 2 atan(s / (1 + c)), reflected for c < 0: the compiler has a vector
+    instruction for atan and none for atan2, and one scalar call makes the whole kernel scalar (8 times slower).
+    """
+    if not (torch.compiler.is_compiling() and sine.device.type == "cpu"):
+        return torch.atan2(sine, cosine)
+    is_obtuse = cosine < 0
+    acute = 2 * torch.atan(sine / ((sine * sine + cosine * cosine).sqrt() + torch.where(is_obtuse, -cosine, cosine)))
+    return torch.where(is_obtuse, math.pi - acute, acute)

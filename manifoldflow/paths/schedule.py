@@ -1,0 +1,122 @@
+r"""Schedules: how far along the path a state is at time t.
+
+A schedule is an increasing :math:`k: [0, 1] \to [0, 1]` with k(0) = 0 and k(1) = 1. The path is at the fraction k(t) of
+its geodesic. All functions take and return tensors of any shape.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Base class: subclasses give ``k`` and ``dk``; ``fraction`` follows."""
+
+    def k(self, t: Tensor) -> Tensor:
+        """Fraction of the path done at time t."""
+        raise NotImplementedError
+
+    def dk(self, t: Tensor) -> Tensor:
+        """Derivative of k."""
+        raise NotImplementedError
+
+    def remaining(self, t: Tensor) -> Tensor:
+        """1 - k(t)."""
+        return 1 - self.k(t)
+
+    def fraction(self, t: Tensor, s: Tensor) -> Tensor:
+        """Share of the way still to go that the step from t to s covers: (k(s) - k(t)) / (1 - k(t)); 1 at s = 1.
+
+        Negative for a step backward. At t = 1 nothing is left to go and the result is 0 by convention.
+        """
+        left = self.remaining(t)
+        is_done = left <= 1e-6
+        return torch.where(is_done, 0.0, (self.k(s) - self.k(t)) / torch.where(is_done, 1.0, left))
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """k(t) = t."""
+
+    def k(self, t: Tensor) -> Tensor:
+        return t
+
+    def dk(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Exponential(Schedule):
+    r""":math:`k(t) = (1 - e^{-ct}) / (1 - e^{-c})`: early motion is fast.
+
+    As a *sampling* schedule for rotations with c = 10 this is the one of FrameFlow (Yim et al. 2023) and ReQFlow, whose
+    hazard k'/(1-k) is c; ours is normalised to reach 1, so steps never overshoot and the last one lands.
+
+    Args:
+        rate: c > 0.
+    """
+
+    rate: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"Exponential: rate must be positive, got {self.rate}")
+
+    def k(self, t: Tensor) -> Tensor:
+        return torch.expm1(-self.rate * t) / math.expm1(-self.rate)
+
+    def dk(self, t: Tensor) -> Tensor:
+        return -self.rate * torch.exp(-self.rate * t) / math.expm1(-self.rate)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.rate * t) * torch.expm1(-self.rate * (1 - t)) / math.expm1(-self.rate)
+
+    def fraction(self, t: Tensor, s: Tensor) -> Tensor:
+        """(1 - e^{-c(s-t)}) / (1 - e^{-c(1-t)}), without the underflow of 1 - k at large rates."""
+        is_done = t >= 1
+        left = torch.expm1(-self.rate * (1 - torch.where(is_done, 0.0, t)))
+        return torch.where(is_done, 0.0, torch.expm1(-self.rate * (s - t)) / left)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    r""":math:`k(t) = \sin^2(\pi t / 2)`: slow at both ends."""
+
+    def k(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * t) ** 2
+
+    def dk(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * torch.sin(math.pi * t)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return torch.sin(0.5 * math.pi * (1 - t)) ** 2
+
+    def fraction(self, t: Tensor, s: Tensor) -> Tensor:
+        """The difference of squared sines as a product: no cancellation near t = 1, so the last step lands."""
+        is_done = t >= 1
+        step = torch.sin(0.5 * math.pi * (s - t)) * torch.sin(0.5 * math.pi * (2 - s - t))
+        return torch.where(is_done, 0.0, step / torch.where(is_done, 1.0, self.remaining(t)))
+
+
+@dataclass(frozen=True)
+class Polynomial(Schedule):
+    """k(t) = t**power.
+
+    Args:
+        power: positive exponent; above 1 the motion starts slowly.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.power > 0:
+            raise ValueError(f"Polynomial: power must be positive, got {self.power}")
+
+    def k(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+    def dk(self, t: Tensor) -> Tensor:
+        return self.power * t ** (self.power - 1)

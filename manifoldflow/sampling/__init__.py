@@ -1,0 +1,7 @@
+"""Sampling: the loop, the integrators and time grids."""
+
+from manifoldflow.sampling.simulate import Kernel, ode_kernel, simulate
+from manifoldflow.sampling.steps import euler, heun, midpoint, rk4
+from manifoldflow.sampling.timegrid import linear_grid
+
+__all__ = ["Kernel", "euler", "heun", "linear_grid", "midpoint", "ode_kernel", "rk4", "simulate"]

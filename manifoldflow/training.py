@@ -1,0 +1,472 @@
+"""Train a flow with Lightning: many devices, mixed precision, averaged weights, curves, and runs that can be continued."""
+
+import copy
+import csv
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from manifoldflow import checkpoint
+from manifoldflow.flow import Flow
+from manifoldflow.state import first_tensor
+
+Batch = Mapping[str, Any]
+Batches = Iterable[Batch] | Callable[[int], Iterator[Batch]]
+
+
+@dataclass
+class TrainConfig:
+    """How to train.
+
+    Args:
+        max_steps: optimiser steps.
+        max_minutes: stop after this much wall time, over all continued runs; 0 for no limit.
+        learning_rate: peak of the schedule.
+        weight_decay: on matrices only.
+        betas: of AdamW.
+        warmup_steps: linear rise of the learning rate.
+        schedule: "constant", "cosine" (to zero), or "wsd" (constant, then linear to zero over the last ``decay``).
+        decay: share of the run that "wsd" spends decaying.
+        gradient_clip: bound on the norm of the gradient.
+        ema: decay of the averaged weights, which are the ones validated and saved; it warms up as (1 + n) / (10 + n).
+        precision: a Lightning precision, or "auto": bf16-mixed on GPUs that have it, else float32.
+        validate_every, log_every, checkpoint_every: in steps.
+        seed: of everything; the draws of a step depend on the seed, the step and the rank alone.
+        accelerator, devices, num_nodes, strategy: as in Lightning's Trainer. A batch is split between the processes.
+        progress: show a progress bar.
+    """
+
+    max_steps: int = 100_000
+    max_minutes: float = 0.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup_steps: int = 200
+    schedule: Literal["constant", "cosine", "wsd"] = "wsd"
+    decay: float = 0.25
+    gradient_clip: float = 1.0
+    ema: float = 0.999
+    precision: str = "auto"
+    validate_every: int = 1000
+    log_every: int = 50
+    checkpoint_every: int = 500
+    seed: int = 0
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "validate_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in ("constant", "cosine", "wsd"):
+            raise ValueError(f"schedule must be 'constant', 'cosine' or 'wsd', got {self.schedule!r}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
+
+
+def fit(
+    flow: Flow,
+    batches: Batches,
+    config: TrainConfig | None = None,
+    *,
+    out: str | Path,
+    validation: Iterable[Batch] | None = None,
+    resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> Flow:
+    """Train ``flow`` and leave everything about the run in the folder ``out``.
+
+    Written there: ``metrics.csv`` and ``loss.png`` (the curves), ``last.ckpt`` and ``previous.ckpt`` (to continue), and
+    ``model.safetensors`` (averaged weights, for :func:`manifoldflow.load`). All appear complete or not at all. Ctrl-C
+    ends the run after saving; so does the time limit.
+
+    Args:
+        flow: the model; its weights are changed.
+        batches: batches ``{"x": state, "mask": ..., "cond": ..., "x0": ...}`` (only ``"x"`` is needed), repeated for ever; or
+            a function from the first step number to an endless iterator, which lets a run continue in mid-epoch. With
+            several processes, every process draws the same batches and takes its share of each.
+        config: how to train.
+        out: folder of the run.
+        validation: batches for the validation loss, with noise that is the same every time.
+        resume: continue the run in ``out`` (start it if there is none).
+        facts: kept in the checkpoint beside the configuration (command, data set).
+
+    Returns:
+        The flow with averaged weights, in evaluation mode.
+
+    Raises:
+        FileExistsError: ``out`` holds a run and ``resume`` is off.
+        FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+    """
+    config = config or TrainConfig()
+    folder = Path(out)
+    last = folder / "last.ckpt"
+    if not resume and last.exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; continue it with resume=True (--resume) or choose another folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    start_from = _usable(folder) if resume else None
+    module = _FlowModule(flow, batches, validation, config, dict(facts or {}))
+    keeper = _Keeper(folder, config)
+    limit = timedelta(minutes=config.max_minutes) if config.max_minutes > 0 else None
+    trainer = pl.Trainer(
+        max_steps=config.max_steps,
+        max_time=limit,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=_precision(config.precision),  # type: ignore[arg-type]
+        gradient_clip_val=config.gradient_clip,
+        val_check_interval=config.validate_every if validation is not None else None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if validation is not None else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every,
+        callbacks=[keeper],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=config.progress,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
+    torch.manual_seed(config.seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*weights_only.*")
+        trainer.fit(module, ckpt_path=str(start_from) if start_from else None, weights_only=False)
+    if trainer.interrupted and trainer.is_global_zero:
+        print(f"stopped at step {trainer.global_step}; continue with resume (--resume) in {folder}")
+    return module.averaged.eval()
+
+
+def _precision(name: str) -> str:
+    if name != "auto":
+        return name
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def _usable(folder: Path) -> Path | None:
+    """The newest resume file that can be read: a crash of the machine may have cut off the last one."""
+    found = [p for p in (folder / "last.ckpt", folder / "previous.ckpt") if p.exists()]
+    for path in found:
+        try:
+            # Written by this library into the user's own run folder; model files for sharing are safetensors.
+            torch.load(path, map_location="cpu", weights_only=False, mmap=True)
+        except Exception as error:  # any damage shows as a different exception of the zip and pickle layers
+            warnings.warn(f"{path} is damaged ({type(error).__name__}); trying an older one", stacklevel=3)
+            continue
+        return path
+    if found:
+        raise ValueError(
+            f"{folder}: no resume file can be read ({', '.join(p.name for p in found)}); delete them to start again"
+        )
+    return None
+
+
+class _FlowModule(pl.LightningModule):
+    """The flow, its average, and what Lightning asks for."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        batches: Batches,
+        validation: Iterable[Batch] | None,
+        config: TrainConfig,
+        facts: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.flow = flow
+        self.averaged = copy.deepcopy(flow).requires_grad_(False)
+        self.config, self.facts = config, facts
+        self._batches, self._validation = batches, validation
+        self.parts: dict[str, Tensor] = {}
+        self.minutes_before = 0.0
+        self.began = time.monotonic()
+
+    @property
+    def minutes(self) -> float:
+        """Wall time of the run so far, continued runs included."""
+        return self.minutes_before + (time.monotonic() - self.began) / 60
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        return _Endless(self._batches, self.global_step, self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        return self._validation if self._validation is not None else []
+
+    def on_train_start(self) -> None:
+        self.began = time.monotonic()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # The draws of a step depend on nothing before it, so a continued run repeats an uninterrupted one.
+        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.parts = self.flow.loss_parts(**_arguments(batch))
+        return torch.stack(list(self.parts.values())).sum()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        n = self.global_step
+        decay = min(self.config.ema, (1 + n) / (10 + n))
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.averaged.parameters()), [p.detach() for p in self.flow.parameters()], 1 - decay
+            )
+            for kept, buffer in zip(self.averaged.buffers(), self.flow.buffers(), strict=True):
+                kept.copy_(buffer)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        arguments = _arguments(batch)
+        generator = torch.Generator(first_tensor(arguments["x1"]).device).manual_seed(batch_idx)
+        parts = self.averaged.loss_parts(**arguments, generator=generator)
+        size = first_tensor(arguments["x1"]).shape[0]
+        self.log("val_loss", torch.stack(list(parts.values())).sum(), batch_size=size, sync_dist=True, prog_bar=True)
+        self.log_dict({f"val_{k}": v for k, v in parts.items()}, batch_size=size, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        c = self.config
+        matrices = [p for p in self.flow.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.flow.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=c.learning_rate, betas=c.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        c = self.config
+        done = step / c.max_steps
+        if c.max_minutes > 0:
+            done = max(done, self.minutes / c.max_minutes)
+        done = min(done, 1.0)
+        warm = min(1.0, (step + 1) / max(c.warmup_steps, 1))
+        if c.schedule == "cosine":
+            return warm * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * done)).item())
+        if c.schedule == "wsd":
+            return warm * min(1.0, (1 - done) / max(c.decay, 1e-9))
+        return warm
+
+    def on_save_checkpoint(self, state: dict[str, Any]) -> None:
+        state["minutes"] = self.minutes
+
+    def on_load_checkpoint(self, state: dict[str, Any]) -> None:
+        self.minutes_before = state.get("minutes", 0.0)
+
+
+def _arguments(batch: Batch) -> dict[str, Any]:
+    known = {"x": "x1", "mask": "mask", "cond": "cond", "x0": "x0"}
+    if "x" not in batch:
+        raise ValueError(f"a batch needs the key 'x' with the data, it has {', '.join(map(str, batch))}")
+    return {known[key]: value for key, value in batch.items() if key in known}
+
+
+class _Endless:
+    """Batches from a given step on, for ever, each cut to the share of one process."""
+
+    def __init__(self, batches: Batches, start: int, rank: int, world: int) -> None:
+        self.batches, self.start, self.rank, self.world = batches, start, rank, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._all():
+            yield _share(batch, self.rank, self.world) if self.world > 1 else batch
+
+    def _all(self) -> Iterator[Batch]:
+        if callable(self.batches):
+            yield from self.batches(self.start)
+            return
+        skip = self.start
+        while True:
+            seen = 0
+            for batch in self.batches:
+                seen += 1
+                if skip > 0:
+                    skip -= 1
+                    continue
+                yield batch
+            if seen == 0:
+                raise ValueError("no training batches: the data set or loader is empty")
+
+
+def _share(batch: Any, rank: int, world: int) -> Any:
+    """Every world-th sample. A batch smaller than the world goes to everyone whole."""
+    if isinstance(batch, Mapping):
+        return {key: _share(value, rank, world) for key, value in batch.items()}
+    if isinstance(batch, Tensor) and batch.ndim > 0 and batch.shape[0] >= world:
+        return batch[rank::world]
+    return batch
+
+
+class _Keeper(pl.Callback):
+    """Curves and checkpoints."""
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        self.folder, self.config = folder, config
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.elements, self.clock = 0, 0, time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._trim(trainer.global_step)
+        self.clock = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        for name, value in module.parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.count += 1
+        mask = batch.get("mask")
+        # Shapes only, so that counting never waits for the device.
+        self.elements += (
+            (mask if mask is not None else first_tensor(batch["x"])).shape[:2].numel()
+            if mask is not None
+            else len(first_tensor(batch["x"]))
+        )
+        step = trainer.global_step
+        if step % self.config.log_every == 0:
+            self._log(trainer, module, step)
+        if step % self.config.checkpoint_every == 0:
+            self._keep(trainer, module)
+
+    def _log(self, trainer: pl.Trainer, module: Any, step: int) -> None:
+        now = time.monotonic()
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        loss = sum(means.values())
+        if not torch.isfinite(torch.tensor(loss)):
+            raise FloatingPointError(
+                f"the loss is {loss} at step {step}; the last good checkpoint is {self.folder / 'last.ckpt'}. "
+                "Lower learning_rate or check the data"
+            )
+        speed = self.elements * trainer.world_size / max(now - self.clock, 1e-9)
+        row = {
+            "step": step,
+            "minutes": round(module.minutes, 3),
+            "loss": loss,
+            **means,
+            "rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "elements_per_s": speed,
+        }
+        self._write(trainer, row)
+        module.log_dict({"loss": loss, "elements/s": speed}, prog_bar=True, logger=False, batch_size=1)
+        self.sums, self.count, self.elements, self.clock = {}, 0, 0, now
+
+    def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+        self._write(trainer, {"step": trainer.global_step, "minutes": round(module.minutes, 3), **values})
+        self.clock = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._keep(trainer, module)
+
+    def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
+        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self._keep(trainer, module)
+
+    def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / "metrics.csv"
+        rows = _read_rows(path)
+        names = list(rows[0]) if rows else []
+        if all(name in names for name in row):
+            with path.open("a", newline="") as file:
+                csv.DictWriter(file, names).writerow(row)
+        else:
+            _write_rows(path, [*rows, {k: str(v) for k, v in row.items()}])
+
+    def _trim(self, step: int) -> None:
+        """Drop rows beyond the step that a continued run starts from: they will be made again."""
+        path = self.folder / "metrics.csv"
+        rows = _read_rows(path)
+        kept = [row for row in rows if int(row["step"]) <= step]
+        if len(kept) < len(rows):
+            _write_rows(path, kept)
+
+    def _keep(self, trainer: pl.Trainer, module: Any) -> None:
+        last, fresh = self.folder / "last.ckpt", self.folder / ".last.ckpt.new"
+        trainer.save_checkpoint(fresh)
+        if not trainer.is_global_zero:
+            return
+        if last.exists():
+            os.replace(last, self.folder / "previous.ckpt")
+        os.replace(fresh, last)
+        facts = {
+            **module.facts,
+            "step": trainer.global_step,
+            "minutes": round(module.minutes, 2),
+            "train": asdict(self.config),
+            "hardware": _hardware(trainer),
+            "torch": torch.__version__,
+            "parameters": sum(p.numel() for p in module.flow.parameters()),
+        }
+        checkpoint.save(module.averaged, self.folder / "model.safetensors", facts)
+        _plot(self.folder)
+
+
+def _hardware(trainer: pl.Trainer) -> str:
+    if torch.cuda.is_available():
+        return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
+    machine = platform.processor() or platform.machine()
+    return f"{trainer.world_size} process(es) x {torch.get_num_threads()} thread(s) of {machine}"
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("step", "").isdigit()]
+
+
+def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(fresh, path)
+
+
+def _plot(folder: Path) -> None:
+    """loss.png from metrics.csv; left out where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    rows = _read_rows(folder / "metrics.csv")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    skip = {"step", "minutes", "rate", "elements_per_s"}
+    for name in dict.fromkeys(k for row in rows for k in row if k not in skip):
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        if points:
+            wide = name in ("loss", "val_loss")
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name,
+                linewidth=2 if wide else 1,
+                alpha=1 if wide else 0.6,
+                linestyle="--" if name.startswith("val_") else "-",
+            )
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    if rows:
+        axes.legend(ncols=2, fontsize="small", frameon=False)
+    fresh = folder / ".loss.new.png"
+    figure.savefig(fresh, dpi=130)
+    os.replace(fresh, folder / "loss.png")

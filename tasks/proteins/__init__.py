@@ -1,0 +1,54 @@
+"""Protein backbones: reading, the SE(3) flow, design, metrics and reports."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tasks.proteins.commands import evaluate, reflow, sample, train
+from tasks.proteins.data import ProteinDataset, collate
+from tasks.proteins.flow import ProteinConfig, build
+from tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
+from tasks.proteins.model import FrameTransformer, NetworkConfig
+from tasks.proteins.motif import Motif, load_motif
+from tasks.proteins.prepare import prepare
+from tasks.proteins.reading import read_structure
+from tasks.proteins.write import write_cif, write_pdb, write_trajectory
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "prepare": prepare,
+    "reflow": reflow,
+}
+
+EXAMPLES = {
+    "prepare": "manifoldflow prepare proteins --inputs structures/ --out data/chains",
+    "train": "manifoldflow train proteins --data data/chains --out runs/first --training.max_minutes 60",
+    "sample": "manifoldflow sample proteins --length 100 --num 8 --steps 50 --out designs/",
+    "evaluate": "manifoldflow evaluate proteins --designs designs/ --out metrics.csv",
+    "reflow": "manifoldflow reflow proteins --num 1000 --out pairs/",
+}
+
+__all__ = [
+    "COMMANDS",
+    "EXAMPLES",
+    "FrameTransformer",
+    "Motif",
+    "NetworkConfig",
+    "ProteinConfig",
+    "ProteinDataset",
+    "atoms_from_frames",
+    "build",
+    "collate",
+    "evaluate",
+    "frames_from_atoms",
+    "load_motif",
+    "prepare",
+    "read_structure",
+    "reflow",
+    "sample",
+    "train",
+    "write_cif",
+    "write_pdb",
+    "write_trajectory",
+]

@@ -1,0 +1,96 @@
+"""PDB and mmCIF text of one backbone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.proteins.structure import BACKBONE
+
+
+@dataclass
+class Sample:
+    """One backbone without padding, ready to print."""
+
+    name: str
+    chain_id: str
+    coords: NDArray[np.float64]
+    resnum: list[int]
+    residue: list[str]
+    bfactor: list[float]
+
+
+def pdb_atoms(sample: Sample) -> list[str]:
+    """ATOM and TER lines; PDB format 3.3, 80 columns."""
+    rounded = np.round(sample.coords, 3) + 0.0  # no "-0.000"
+    low, high = rounded.min(), rounded.max()
+    if low <= -1000 or high >= 10000:
+        raise ValueError(
+            f"{sample.name}: coordinates {low:.0f}..{high:.0f} A do not fit a PDB file; centre or write_cif"
+        )
+    atoms = len(BACKBONE) * len(sample.resnum)
+    if atoms >= 99_999:  # TER takes a serial number too
+        raise ValueError(f"{sample.name}: {atoms:,} atoms do not fit a PDB file (99,998 and TER); use write_cif")
+    if min(sample.resnum) < -999 or max(sample.resnum) > 9999:
+        span = f"{min(sample.resnum)}..{max(sample.resnum)}"
+        raise ValueError(f"{sample.name}: residue numbers {span} do not fit a PDB file (-999..9999); use write_cif")
+    if len(sample.chain_id) != 1 or not sample.chain_id.isascii() or not sample.chain_id.isprintable():
+        raise ValueError(
+            f"{sample.name}: chain id {sample.chain_id!r} must be one character in a PDB file; use write_cif"
+        )
+    if min(sample.bfactor) < -99.99 or max(sample.bfactor) > 999.99:
+        raise ValueError(f"{sample.name}: bfactor must be in -99.99..999.99 in a PDB file")
+    lines = []
+    serial = 0
+    for residue, number, factor, atom_coords in zip(
+        sample.residue, sample.resnum, sample.bfactor, rounded.tolist(), strict=True
+    ):
+        place = f"{residue:>3} {sample.chain_id}{number:4d} "
+        for name, (a, b, c) in zip(BACKBONE, atom_coords, strict=True):
+            serial += 1
+            xyz = f"{a:8.3f}{b:8.3f}{c:8.3f}"
+            lines.append(f"ATOM  {serial:5d}  {name:<3} {place}   {xyz}  1.00{factor:6.2f}          {name[0]:>2}  ")
+    lines.append(f"TER   {serial + 1:5d}      {place}".ljust(80))
+    return lines
+
+
+def pdb_text(sample: Sample) -> str:
+    """A PDB file of one chain."""
+    return "\n".join([*pdb_atoms(sample), "END".ljust(80), ""])
+
+
+_ATOM_SITE = (
+    "group_PDB id type_symbol label_atom_id label_alt_id label_comp_id label_asym_id label_entity_id label_seq_id "
+    "pdbx_PDB_ins_code Cartn_x Cartn_y Cartn_z occupancy B_iso_or_equiv auth_seq_id auth_comp_id auth_asym_id "
+    "auth_atom_id pdbx_PDB_model_num"
+).split()
+
+
+def cif_text(sample: Sample) -> str:
+    """One data block: the polymer entity with its sequence, and the atoms."""
+    chain = sample.chain_id
+    if not chain or not chain.isascii() or not chain.isalnum():
+        raise ValueError(f"{sample.name}: chain id {chain!r} must be letters and digits in an mmCIF file")
+    block = "".join(c if (c.isascii() and c.isalnum()) or c in "_-." else "_" for c in sample.name)
+    lines = [f"data_{block}", "#", f"_entry.id {block}", "#"]
+    lines += ["_entity.id 1", "_entity.type polymer", "#"]
+    lines += [
+        "_entity_poly.entity_id 1",
+        "_entity_poly.type polypeptide(L)",
+        f"_entity_poly.pdbx_strand_id {chain}",
+        "#",
+    ]
+    lines += [f"_struct_asym.id {chain}", "_struct_asym.entity_id 1", "#"]
+    lines += ["loop_", "_entity_poly_seq.entity_id", "_entity_poly_seq.num", "_entity_poly_seq.mon_id"]
+    lines += [f"1 {i} {residue}" for i, residue in enumerate(sample.residue, 1)]
+    lines += ["#", "loop_", *(f"_atom_site.{field}" for field in _ATOM_SITE)]
+    serial = 0
+    rounded = np.round(sample.coords, 3) + 0.0
+    for i, (residue, number, factor, atom_coords) in enumerate(
+        zip(sample.residue, sample.resnum, sample.bfactor, rounded.tolist(), strict=True), 1
+    ):
+        for name, (a, b, c) in zip(BACKBONE, atom_coords, strict=True):
+            serial += 1
+            where = f"{name[0]} {name} . {residue} {chain} 1 {i} ? {a:.3f} {b:.3f} {c:.3f}"
+            lines.append(f"ATOM {serial} {where} 1.00 {factor:.2f} {number} {residue} {chain} {name} 1")
+    return "\n".join([*lines, "#", ""])

@@ -1,0 +1,188 @@
+"""Schedules, predictions and losses of the geodesic path."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from manifoldflow.manifolds.base import Manifold, expand_time
+
+SCHEDULES = [
+    mf.Linear(),
+    mf.Exponential(10.0),
+    mf.Exponential(0.3),
+    mf.Cosine(),
+    mf.Polynomial(2.0),
+    mf.Polynomial(1.0),
+]
+MANIFOLDS = [
+    mf.Euclidean(3),
+    mf.Sphere(2),
+    mf.Torus(3),
+    mf.SO3(),
+    mf.UnitQuaternion(),
+    mf.Simplex(4),
+    mf.Simplex(4, metric="flat"),
+]
+TIMES = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
+
+
+def pair(space: Manifold, dtype: torch.dtype = torch.float64, batch: tuple[int, ...] = (16,)) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    if isinstance(space, mf.Euclidean):
+        return torch.randn(*batch, 3, generator=g, dtype=dtype), torch.randn(*batch, 3, generator=g, dtype=dtype)
+    x0, x1 = (space.sample_uniform(batch, generator=g, dtype=dtype) for _ in range(2))
+    return x0, x1
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_schedule_runs_from_zero_to_one_and_only_forward(schedule):
+    k = schedule.k(TIMES)
+    assert abs(k[0]) < 1e-15
+    assert abs(k[-1] - 1) < 1e-15
+    assert (k.diff() > 0).all()
+    assert (schedule.remaining(TIMES) - (1 - k)).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_dk_is_the_derivative_of_k(schedule):
+    t = TIMES.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(schedule.k(t).sum(), t)
+    assert (schedule.dk(TIMES) - slope).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_fraction_is_the_share_of_the_way_still_to_go(schedule):
+    t, s = TIMES[:-5].unsqueeze(-1), TIMES.unsqueeze(0)
+    k = schedule.k
+    expected = (k(s) - k(t)) / (1 - k(t))  # far below -1 for long steps backward
+    assert ((schedule.fraction(t, s) - expected) / (1 + expected.abs())).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_last_step_goes_all_the_way(schedule, dtype):
+    t = torch.linspace(0, 0.999, 50, dtype=dtype)
+    assert (schedule.fraction(t, torch.ones_like(t)) - 1).abs().max() < 4 * torch.finfo(dtype).eps
+    assert schedule.fraction(torch.ones((), dtype=dtype), torch.zeros((), dtype=dtype)) == 0
+
+
+def test_exponential_steps_are_those_of_frameflow_to_first_order():
+    """FrameFlow moves rotations by the share min(1, c dt) of the way: ours differs by O(dt^2) until the end is near."""
+    rate = 10.0
+    t = torch.linspace(0, 0.5, 11, dtype=torch.float64)
+    off = [(mf.Exponential(rate).fraction(t, t + dt) - rate * dt).abs().max() for dt in (1e-3, 5e-4)]
+    exact_gap = 1 / (1 - math.exp(-rate * 0.5)) - 1  # ours lands at t = 1, theirs never does
+    assert off[0] < 0.5 * (rate * 1e-3) ** 2 + exact_gap * rate * 1e-3
+    early = [
+        (mf.Exponential(rate).fraction(t[:1], t[:1] + dt) - rate * dt * (1 / -math.expm1(-rate))).abs().max()
+        for dt in (1e-3, 5e-4)
+    ]
+    assert early[0] / early[1] == pytest.approx(4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: mf.Exponential(0.0),
+        lambda: mf.Exponential(-1.0),
+        lambda: mf.Polynomial(0.0),
+        lambda: mf.Exponential(math.nan),
+    ],
+)
+def test_a_schedule_that_does_not_move_is_refused(make):
+    with pytest.raises(ValueError, match="must be positive"):
+        make()
+
+
+@pytest.mark.parametrize("sample_schedule", [None, mf.Exponential(10.0), mf.Cosine()], ids=str)
+@pytest.mark.parametrize("schedule", [mf.Linear(), mf.Cosine()], ids=str)
+@pytest.mark.parametrize("space", MANIFOLDS, ids=str)
+def test_a_perfect_endpoint_prediction_lands_on_the_data(space, schedule, sample_schedule):
+    x0, x1 = pair(space)
+    path = mf.Geodesic(schedule, sample_schedule, "endpoint", manifold=space)
+    x = x0
+    times = torch.linspace(0, 1, 8, dtype=torch.float64)
+    for t, s in itertools.pairwise(times):
+        x = path.advance(x1, x, t, s)
+        k = (sample_schedule or schedule).k(s)
+        assert space.dist(x, space.geodesic(x0, x1, k)[0]).max() < 2e-7
+    assert space.dist(x, x1).max() < 1e-7
+
+
+@pytest.mark.parametrize("schedule", [mf.Linear(), mf.Cosine()], ids=str)
+@pytest.mark.parametrize("space", MANIFOLDS, ids=str)
+def test_endpoint_and_velocity_predictions_agree_when_both_are_right(space, schedule):
+    """The velocity that an endpoint implies is the path's own; so is a velocity prediction, on any sampling schedule."""
+    x0, x1 = pair(space)
+    t = torch.full((16,), 0.6, dtype=torch.float64)
+    for sample_schedule in (None, mf.Exponential(4.0)):
+        by_endpoint = mf.Geodesic(schedule, sample_schedule, "endpoint", manifold=space)
+        by_velocity = mf.Geodesic(schedule, sample_schedule, "velocity", manifold=space)
+        point = by_velocity.sample(x0, x1, t)
+        u, v = by_endpoint.velocity(x1, point.x, t), by_velocity.velocity(point.velocity, point.x, t)
+        assert (u - v).abs().max() < 1e-7
+        if sample_schedule is None:
+            assert (v - point.velocity).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("space", MANIFOLDS, ids=str)
+def test_following_the_true_velocity_lands_on_the_data(space, steps):
+    x0, x1 = pair(space)
+    path = mf.Geodesic(manifold=space)
+    x, times = x0, torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    for t, s in itertools.pairwise(times):
+        x = path.advance(path.sample(x0, x1, t.expand(16)).velocity, x, t, s)
+    assert space.dist(x, x1).max() < 1e-7
+
+
+@pytest.mark.parametrize("predicts", ["velocity", "endpoint"])
+@pytest.mark.parametrize("space", MANIFOLDS, ids=str)
+def test_the_loss_is_zero_at_the_truth_and_only_there(space, predicts):
+    x0, x1 = pair(space)
+    path = mf.Geodesic(predicts=predicts, manifold=space)
+    t = torch.linspace(0, 1, 16, dtype=torch.float64)
+    point = path.sample(x0, x1, t)
+    truth = point.velocity if predicts == "velocity" else x1
+    loss = path.loss(truth, point)
+    assert loss.shape == (16,)
+    assert loss.max() < 1e-20
+    wrong = 1.1 * truth if predicts == "velocity" else space.geodesic(x1, x0, 0.1)[0]
+    assert path.loss(wrong, point).min() > 1e-6
+
+
+def test_the_endpoint_loss_is_the_velocity_loss_of_the_implied_velocity():
+    """Euclidean, linear schedule: |pred - x1|^2 / (1 - t)^2 = |u(pred) - u|^2."""
+    space = mf.Euclidean(3)
+    x0, x1 = pair(space)
+    t = torch.linspace(0, 0.89, 16, dtype=torch.float64)
+    path = mf.Geodesic(predicts="endpoint", manifold=space)
+    point = path.sample(x0, x1, t)
+    pred = x1 + 0.3 * x0
+    implied = (pred - point.x) / expand_time(1 - t, x0, 1)
+    assert (path.loss(pred, point) - ((implied - point.velocity) ** 2).sum(-1)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("space", [mf.Sphere(2), mf.SO3()], ids=str)
+def test_sets_of_points_take_a_time_per_sample_or_per_element(space):
+    x0, x1 = pair(space, batch=(4, 5))
+    path = mf.Geodesic(manifold=space)
+    t = torch.linspace(0.1, 0.9, 4, dtype=torch.float64)
+    per_sample, per_element = path.sample(x0, x1, t), path.sample(x0, x1, t.unsqueeze(-1).expand(4, 5))
+    assert torch.equal(per_sample.x, per_element.x)
+    alone = path.sample(x0[2, 3], x1[2, 3], t[2])
+    assert (per_sample.x[2, 3] - alone.x).abs().max() < 1e-14
+
+
+def test_an_unbound_path_says_how_to_bind_it():
+    with pytest.raises(ValueError, match=r"path.bind\(manifold\)"):
+        mf.Geodesic().sample(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1))
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="'noise'"):
+        mf.Geodesic(predicts="noise")
