@@ -115,8 +115,10 @@ def body(report: Report, budget: float) -> None:
     for batch in (1_000, 100_000):
         for case, (inputs, candidates, truth) in cases(batch).items():
             off = {}
-            forward, both = {}, {}
-            compiled_forward, compiled_both = {}, {}
+            forward: dict[str, Map] = {}
+            both: dict[str, Map] = {}
+            compiled_forward: dict[str, Map] = {}
+            compiled_both: dict[str, Map] = {}
             for name, function in candidates.items():
                 leaves = inputs_of(case, name, inputs)
                 plain = [v.detach() for v in leaves]
@@ -146,7 +148,7 @@ def body(report: Report, budget: float) -> None:
             ):
                 label = f"{case}, {what}, B={batch:,}"
                 report.add(compare(f"{label}, eager", eager, error=off, exact=1e-5, target=1 / 1.3, budget=budget))
-                rivals = (
+                rivals: dict[str, Map] = (
                     {OURS: compiled[OURS]}
                     | {n: f for n, f in eager.items() if n != OURS}
                     | {n: f for n, f in compiled.items() if n != OURS}

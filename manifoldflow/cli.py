@@ -31,6 +31,17 @@ GROUP = "manifoldflow.tasks"
 USAGE = f"usage: {PROG} VERB TASK [options]"
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
+# The parser's messages, reworded for people who did not write the program. A message that matches none stays as it is.
+_REWORDED = (
+    (r'^Parser key "([^"]+)":', r"--\1:"),
+    (r"^the following arguments are required: (\w+)", r"--\1 is missing"),
+    (r"Expected a <class '(\w+)'>\. Got value:", r"expected \1, got"),
+    (r"Expected a typing\.Literal\[(.+)\]\. Got value:", r"expected one of \1, got"),
+    (r"Does not validate .* Subtypes: \[(.+?)\] Errors: .* Given value:", r"expected one of the types \1, got"),
+    (r"<class '(\w+)'>", r"\1"),
+    (r'in "<unicode string>", ', ""),
+)
+
 VERBS = {
     "prepare": "turn raw files into a data set",
     "train": "train a model, or continue a run",
@@ -92,7 +103,7 @@ def load_task(entry: EntryPoint) -> ModuleType:
         task = entry.load()
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == entry.module.split(".")[0]:
-            raise
+            raise ImportError(f"task {entry.name!r} is registered as {entry.value!r}, but: {error}") from error
         extra = f"'manifoldflow[{entry.name}]'" if entry.module.startswith("tasks.") else error.name.split(".")[0]
         raise ImportError(
             f"task {entry.name!r} needs the package {error.name!r}; install it with: pip install {extra}"
@@ -145,7 +156,9 @@ def _dispatch(words: list[str]) -> int:
         raise ValueError(f"which task? {PROG} {verb} TASK, with TASK one of: {_listed(tasks)}")
     name, rest = rest[0], rest[1:]
     if name.startswith("-"):
-        raise ValueError(f"the task comes before the options, got {name!r}; {USAGE}, with TASK one of: {_listed(tasks)}")
+        raise ValueError(
+            f"the task comes before the options, got {name!r}; {USAGE}, with TASK one of: {_listed(tasks)}"
+        )
     if name not in tasks:
         raise ValueError(f"unknown task {name!r}{_nearest(name, tasks)}; the tasks are: {_listed(tasks)}")
     task = load_task(tasks[name])
@@ -177,8 +190,9 @@ def _underscored(word: str) -> str:
 
 def _parse_message(error: argparse.ArgumentError, parser: "jsonargparse.ArgumentParser") -> str:
     """What the parser found wrong, with the option's name as the user writes it and the nearest one that exists."""
-    text = re.sub(r'^Parser key "([^"]+)":', r"--\1:", _one_line(error))
-    text = re.sub(r"Expected a <class '(\w+)'>\. Got value: ", r"expected \1, got ", text)
+    text = _one_line(error)
+    for pattern, replacement in _REWORDED:
+        text = re.sub(pattern, replacement, text)
     options = [option for option in parser._option_string_actions if option.startswith("--")]
     unknown = re.search(r"--[\w.]+", text.partition("unrecognized arguments:")[2])
     return text + _nearest(unknown[0], options) if unknown else text
@@ -211,10 +225,16 @@ def _top_help() -> str:
     lines = [USAGE, "", "Generative models of states that are not flat vectors.", "", "verbs:"]
     lines += [f"  {verb:<{width}}  {text}" for verb, text in VERBS.items()]
     lines += ["", f"tasks: {_listed(tasks)}", "", "options:"]
-    lines += ["  --help     this text; after VERB the tasks that know it, after VERB TASK all options with their defaults"]
+    lines += [
+        "  --help     this text; after VERB the tasks that know it, after VERB TASK all options with their defaults"
+    ]
     lines += ["  --debug    show the traceback of an error", "  --version  print the version", "", "examples:"]
     task = next(iter(tasks), "TASK")
-    lines += [f"  {PROG} sample {task}", f"  {PROG} sample {task} --help", f"  {PROG} train {task} --print_config > train.yaml"]
+    lines += [
+        f"  {PROG} sample {task}",
+        f"  {PROG} sample {task} --help",
+        f"  {PROG} train {task} --print_config > train.yaml",
+    ]
     return "\n".join([*lines, f"  {PROG} train {task} --config train.yaml"])
 
 

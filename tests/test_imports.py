@@ -52,7 +52,9 @@ def imported(path: Path, text: str | None = None) -> list[tuple[str, int]]:
             module = ".".join(filter(None, [base, node.module]))
             found += [(f"{module}.{alias.name}", node.lineno) for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            found += [(a.value, node.lineno) for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+            found += [
+                (a.value, node.lineno) for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)
+            ]
     return [(name, line) for name, line in found if name.split(".")[0] in ("manifoldflow", "tasks")]
 
 
@@ -69,7 +71,9 @@ def offences(path: Path, text: str | None = None) -> list[str]:
             if part != "__init__" and target != "__version__":
                 found.append(f"{path.name}:{line} imports {name} from the root; name the module that defines it")
         elif target != part and target not in ALLOWED[part]:
-            found.append(f"{path.name}:{line} imports {name}; {part} may import {', '.join(sorted(ALLOWED[part])) or 'none'}")
+            found.append(
+                f"{path.name}:{line} imports {name}; {part} may import {', '.join(sorted(ALLOWED[part])) or 'none'}"
+            )
     return found
 
 

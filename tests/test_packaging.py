@@ -32,7 +32,9 @@ def pip(*words: str) -> None:
 def outside(site: Path, *words: str) -> str:
     """Run Python in a folder that is no checkout, with the installed wheel before anything else; its output."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(site)}
-    done = subprocess.run([sys.executable, *words], cwd=site.parent, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *words], cwd=site.parent, env=env, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -57,7 +59,9 @@ def test_version_is_the_same_in_metadata_and_module() -> None:
 
 
 def test_every_direct_dependency_is_pinned_in_constraints() -> None:
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = PROJECT["project"]["dependencies"] + extras["proteins"] + extras["dev"] + extras["bench"]
     names = {line.split(">=")[0].split("[")[0].lower().replace("_", "-") for line in wanted}

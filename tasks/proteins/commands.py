@@ -112,6 +112,7 @@ def sample(
     method: Literal["euler", "midpoint", "heun"] = "euler",
     batch_size: int = 8,
     device: str = "auto",
+    relax: bool = True,
     report: bool = False,
 ) -> None:
     """Generate protein backbones and write one structure file each.
@@ -131,11 +132,14 @@ def sample(
         method: integrator; midpoint and heun call the network twice per step.
         batch_size: backbones that are made together.
         device: cpu, cuda, or auto.
+        relax: move residues by fractions of an angstrom to sound peptide bonds without overlaps (see tasks.proteins.relax);
+            `--relax false` writes the flow's own output.
         report: also write `report.html` and `overview.png`.
     """
     from rich.progress import Progress
 
     from tasks.proteins.motif import load_motif
+    from tasks.proteins.relax import relax as relax_frames
     from tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
     lengths = [length] if isinstance(length, int) else list(length)
@@ -176,6 +180,10 @@ def sample(
                 callback=lambda *_: progress.advance(task),
             )
             final = {k: v[-1] for k, v in x.items()} if trajectory else x
+            if relax:
+                final = relax_frames(
+                    final, mask, fixed=None if known is None else _extended(known.mask.to(where), mask)
+                )
             write = write_pdb if format == "pdb" else write_cif
             target = Path(out)
             target.mkdir(parents=True, exist_ok=True)
@@ -189,16 +197,20 @@ def sample(
         _report(made, Path(out), checkpoint, seed, steps)
 
 
-def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:
-    from tasks.proteins.report import write_overview, write_report
+def _extended(motif: Tensor, mask: Tensor) -> Tensor:
+    """A motif's mask ``(1, n)`` for samples of N >= n residues."""
+    return torch.nn.functional.pad(motif, (0, mask.shape[1] - motif.shape[1])).expand_as(mask)
 
-    coords, mask, _ = read_backbones(files)
+
+def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:
+    from tasks.proteins.report import measure, write_overview, write_report
+
+    coords, mask, index = read_backbones(files)
+    measured = measure(coords, mask, residue_index=index, names=[path.stem for path in files])
     info = read_metadata(checkpoint)["training"]
     command = "manifoldflow " + " ".join(sys.argv[1:])
-    page = write_report(
-        coords, mask, out / "report.html", title="Generated backbones", command=command, checkpoint_info=info
-    )
-    picture = write_overview(coords, mask, out / "overview.png")
+    page = write_report(measured, None, out / "report.html", command=command, checkpoint_info=info)
+    picture = write_overview(measured, None, out / "overview.png")
     print(f"wrote {page} and {picture}")
 
 

@@ -21,6 +21,7 @@ import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
 from tasks.proteins.geometry import atoms_from_frames
 from tasks.proteins.reference import Reference, write_text
+from tasks.proteins.relax import relax
 from tasks.proteins.report import Measured, measure, write_overview, write_report
 from tasks.proteins.write import write_pdb
 
@@ -123,7 +124,8 @@ def _sample(
                 lengths=batch, steps=steps, generator=generator, callback=lambda step, state: progress.advance(task)
             )
             rots = quaternion_to_matrix(x["rots"]) if x["rots"].shape[-1] == 4 else x["rots"]
-            parts.append(({"trans": x["trans"].cpu(), "rots": rots.cpu()}, mask.cpu()))
+            x = relax({"trans": x["trans"], "rots": rots}, mask)
+            parts.append(({"trans": x["trans"].cpu(), "rots": x["rots"].cpu()}, mask.cpu()))
     longest = max(lengths)
     total = sum(len(mask) for _, mask in parts)
     trans, rots = torch.zeros(total, longest, 3), torch.eye(3).repeat(total, longest, 1, 1)
