@@ -129,7 +129,7 @@ def fit(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.num_nodes,
-        strategy=config.strategy,
+        strategy=_strategy(config),
         precision=_precision(config.precision),  # type: ignore[arg-type]
         gradient_clip_val=config.gradient_clip,
         val_check_interval=config.validate_every if validation is not None else None,
@@ -153,6 +153,12 @@ def fit(
     if trainer.interrupted and trainer.is_global_zero:
         print(f"stopped at step {trainer.global_step}; continue with resume (--resume) in {folder}")
     return module.averaged.eval()
+
+
+def _strategy(config: TrainConfig) -> str:
+    """With several processes, parameters that a step leaves out (self-conditioning half of the time) must be expected."""
+    several = config.devices not in (1, "1") or config.num_nodes > 1
+    return "ddp_find_unused_parameters_true" if several and config.strategy in ("auto", "ddp") else config.strategy
 
 
 def _precision(name: str) -> str:
