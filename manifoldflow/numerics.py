@@ -16,6 +16,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 HALF = (torch.float16, torch.bfloat16)
 
+FEW = 8192
+"""Numbers below which an operation costs its launch, not its work."""
+
 SMALL_SQUARE = 1e-4
 """Below this squared argument the series are used; their first neglected term is under 1e-16 there."""
 
@@ -24,11 +27,11 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over the last axis, kept as size 1.
 
     A reduction over an axis of 3 or 4 costs four times its explicit sum (100,000 rows on a CPU), and these are our
-    sizes.
-    A matrix product would be fast too, but autocast and TF32 take its digits away.
+    sizes; below some thousand rows the number of kernels counts, and the reduction is one. A matrix product would be
+    fast too, but autocast and TF32 take its digits away.
     """
     product = x * y
-    if not 2 <= product.shape[-1] <= 4:
+    if not 2 <= product.shape[-1] <= 4 or product.numel() < FEW:
         return product.sum(-1, keepdim=True)
     first, *rest = product.split(1, -1)
     return functools.reduce(torch.add, rest, first)
@@ -118,7 +121,10 @@ def in_full_precision(method: F) -> F:
         if torch.is_autocast_enabled(first.device.type):
             with torch.autocast(first.device.type, enabled=False):
                 return wrapped(self, *args)
-        if not any(isinstance(a, Tensor) and a.dtype in HALF for a in args):
+        for a in args:
+            if isinstance(a, Tensor) and a.dtype in HALF:
+                break
+        else:
             return method(self, *args)
         out = method(self, *(upcast(a) if isinstance(a, Tensor) else a for a in args))
         tensors = [a.dtype for a in args if isinstance(a, Tensor)]

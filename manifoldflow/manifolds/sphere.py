@@ -86,7 +86,7 @@ class Sphere(Manifold):
     @in_full_precision
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         """Remove the radial part of ``u``."""
-        return u - dot(x, u) * x
+        return torch.addcmul(u, dot(x, u), x, value=-1)
 
     @in_full_precision
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:

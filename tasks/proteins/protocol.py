@@ -1,0 +1,101 @@
+"""The evaluation protocol behind the table in this folder's README: one row per checkpoint and number of steps.
+
+    python -m tasks.proteins.protocol --data DATASET --checkpoint proteins --steps 10 20 100 --num 200 --out table.json
+
+Lengths are spread evenly over 60 to 128 residues. Every row is measured twice: as the flow left the samples ("raw") and
+after :func:`tasks.proteins.relax.relax` ("relaxed", what the ``sample`` command writes).
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from tasks.proteins import metrics
+from tasks.proteins.commands import padded_set
+from tasks.proteins.geometry import atoms_from_frames
+from tasks.proteins.relax import relax
+from tasks.proteins.similarity import ca_traces, mean_pairwise_tm, novelty
+
+SHORTEST, LONGEST = 60, 128
+
+
+def sample_set(
+    flow: mf.Flow, num: int, steps: int, seed: int, batch: int = 8
+) -> tuple[dict[str, Tensor], Tensor, float]:
+    """``num`` backbones of evenly spread lengths: frames, mask and the seconds it took."""
+    lengths = [round(SHORTEST + i * (LONGEST - SHORTEST) / max(num - 1, 1)) for i in range(num)]
+    generator = torch.Generator(next(flow.parameters()).device).manual_seed(seed)
+    parts, start = [], time.perf_counter()
+    for at in range(0, num, batch):
+        parts.append(flow.sample(lengths=lengths[at : at + batch], steps=steps, generator=generator))
+    seconds = time.perf_counter() - start
+    longest = max(lengths)
+    mask = torch.zeros(num, longest, dtype=torch.bool)
+    trans, rots = torch.zeros(num, longest, 3), torch.eye(3).repeat(num, longest, 1, 1)
+    row = 0
+    for x, real in parts:
+        place = slice(row, row + len(real)), slice(0, real.shape[1])
+        trans[place], rots[place], mask[place] = x["trans"].cpu(), x["rots"].cpu(), real.cpu()
+        row += len(real)
+    return {"trans": trans, "rots": rots}, mask, seconds
+
+
+def measure(
+    frames: dict[str, Tensor], mask: Tensor, reference: metrics.Reference, *, tm: bool, novel: int
+) -> dict[str, float]:
+    """The numbers of one row."""
+    coords = atoms_from_frames(frames, mask)
+    row = metrics.summarize(coords, mask, None, reference)
+    traces = ca_traces(coords, mask)
+    if tm:
+        row["pairwise_tm"] = mean_pairwise_tm(traces)
+    if novel:
+        scores, _ = novelty(traces[:: max(1, len(traces) // novel)], reference.traces)
+        row["novelty_tm"], row["novelty_chains"] = float(scores.mean()), float(len(scores))
+    return row
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", required=True, help="training data set, for the reference and novelty")
+    parser.add_argument("--checkpoint", default="proteins")
+    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 100])
+    parser.add_argument("--num", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tm", action="store_true", help="mean pairwise TM-score (minutes)")
+    parser.add_argument("--novelty", type=int, default=0, help="chains to compare with the data set (minutes)")
+    parser.add_argument("--out", help="JSON file; rows are added to what it holds")
+    options = parser.parse_args(argv)
+    coords, mask, index = padded_set(options.data)
+    short = mask.sum(1) <= LONGEST
+    reference = metrics.Reference.build(coords[short], mask[short], index[short], traces=False)
+    reference.traces = ca_traces(coords, mask)
+    flow = mf.load(options.checkpoint)
+    rows: dict[str, Any] = {}
+    for steps in options.steps:
+        frames, real, seconds = sample_set(flow, options.num, steps, options.seed)
+        for name, state in (("raw", frames), ("relaxed", relax(frames, real))):
+            wanted = name == "relaxed"
+            row = measure(state, real, reference, tm=options.tm and wanted, novel=options.novelty if wanted else 0)
+            row["seconds_per_chain"] = seconds / options.num
+            label = f"{options.checkpoint} {steps} {name}"
+            rows[label] = row
+            print(label, {k: round(v, 4) for k, v in row.items()}, flush=True)
+        if options.out:
+            path = Path(options.out)
+            held = json.loads(path.read_text()) if path.exists() else {}
+            fresh = path.with_name(f".{path.name}.new")
+            fresh.write_text(json.dumps(held | rows, indent=1))
+            os.replace(fresh, path)
+
+
+if __name__ == "__main__":
+    main()
