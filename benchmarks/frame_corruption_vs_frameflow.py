@@ -34,35 +34,26 @@ def plain(trans: Tensor, quats: Tensor, g: torch.Generator) -> tuple[Tensor, Ten
 def body(report: Report, budget: float) -> None:
     g = torch.Generator().manual_seed(0)
     trans = torch.randn(B, N, 3, generator=g)
-    straight, normal = mf.Geodesic(manifold=mf.Euclidean(3)), mf.Normal(10.0, mf.Euclidean(3))
+    flat, normal = mf.Euclidean(3), mf.Normal(10.0, mf.Euclidean(3))
     rotations = {"quaternions": mf.UnitQuaternion(), "matrices": mf.SO3()}
     quats = mf.UnitQuaternion().sample_uniform((B, N), generator=g)
     for name, space in rotations.items():
         data = space.sample_uniform((B, N), generator=g)
-        path = mf.Geodesic(manifold=space)
         for noise_name, noise in (
             ("IGSO(3) noise", mf.IGSO3(1.5, manifold=space)),
             ("uniform noise", mf.Uniform(space)),
         ):
+            quick = torch.compile(space.interpolate, dynamic=False)
+            for mode, interpolate in (("eager", space.interpolate), ("interpolation compiled", quick)):
 
-            def ours(
-                noise: mf.IGSO3 | mf.Uniform = noise, path: mf.Geodesic = path, data: Tensor = data
-            ) -> tuple[Tensor, Tensor]:
-                t = torch.rand(B, generator=g)
-                return straight.sample(normal.sample((B, N), generator=g), trans, t).x, path.sample(
-                    noise.sample((B, N), generator=g), data, t
-                ).x
+                def ours(
+                    noise: mf.IGSO3 | mf.Uniform = noise, interpolate: Any = interpolate, data: Tensor = data
+                ) -> tuple[Tensor, Tensor]:
+                    t = torch.rand(B, generator=g)
+                    trans_t = flat.interpolate(normal.sample((B, N), generator=g), trans, t)
+                    return trans_t, interpolate(noise.sample((B, N), generator=g), data, t)
 
-            add(report, f"{name}, {noise_name}, eager", ours, lambda: plain(trans, quats, g), budget)
-            quick = torch.compile(path.sample, dynamic=False)
-
-            def compiled(noise: mf.IGSO3 | mf.Uniform = noise, quick: Any = quick, data: Tensor = data) -> Any:
-                t = torch.rand(B, generator=g)
-                return straight.sample(normal.sample((B, N), generator=g), trans, t).x, quick(
-                    noise.sample((B, N), generator=g), data, t
-                ).x
-
-            add(report, f"{name}, {noise_name}, geodesic compiled", compiled, lambda: plain(trans, quats, g), budget)
+                add(report, f"{name}, {noise_name}, {mode}", ours, lambda: plain(trans, quats, g), budget)
 
 
 def add(report: Report, case: str, ours: Callable[[], Any], yardstick: Callable[[], Any], budget: float) -> None:

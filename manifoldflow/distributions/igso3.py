@@ -10,11 +10,15 @@ from torch import Tensor
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.rotation import rotvec_to_matrix, rotvec_to_quaternion
+from manifoldflow.manifolds.rotation import compose, quaternion_multiply, quaternion_to_matrix
 from manifoldflow.manifolds.so3 import SO3
+from manifoldflow.numerics import smooth_norm
 
 SWITCH = 1.5
 """Scales from here on use the character series, smaller ones the sum over whole turns; both are exact and agree."""
+
+INTERVALS = 4096
+"""Of the table of angles."""
 
 LOG_VOLUME = math.log(8 * math.pi**2)
 
@@ -71,14 +75,16 @@ class IGSO3(Distribution):
         dtype: torch.dtype,
         device: torch.device | str | None,
     ) -> Tensor:
-        axis = torch.nn.functional.normalize(
-            torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device), dim=-1
-        )
-        angle = self.sample_angle(shape, generator=generator, dtype=dtype, device=device)
-        turn = angle.unsqueeze(-1) * axis
+        # A quaternion needs the angle and a Gaussian direction only; the rotation vector between them would cost more.
+        normal = torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device)
+        half = 0.5 * self.sample_angle(shape, generator=generator, dtype=dtype, device=device).unsqueeze(-1)
+        q = torch.cat([half.cos(), half.sin() / smooth_norm(normal) * normal], -1)
+        is_quaternion = isinstance(self.space, UnitQuaternion)
+        turned = q if is_quaternion else quaternion_to_matrix(q)
         if self.mean is None:  # no product with the identity
-            return rotvec_to_quaternion(turn) if isinstance(self.space, UnitQuaternion) else rotvec_to_matrix(turn)
-        return self.space.exp(self._centre(dtype, device), turn)
+            return turned
+        centre = self._centre(dtype, device)
+        return quaternion_multiply(centre, turned) if is_quaternion else compose(centre, turned)
 
     def sample_angle(
         self,
@@ -89,10 +95,13 @@ class IGSO3(Distribution):
         device: torch.device | str | None = None,
     ) -> Tensor:
         r"""Rotation angles in [0, pi] with density :math:`f(\omega)(1 - \cos\omega)/\pi`, shape ``shape``."""
-        u = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-        ends, lines = _angle_table(self.scale, u.dtype, u.device)
-        start, angle, slope, last = lines[torch.searchsorted(ends, u)].unbind(-1)
-        return torch.minimum(angle + slope * (u - start), last)
+        u = torch.rand(shape, generator=generator, dtype=dtype, device=device) * INTERVALS
+        share, other, width = _angle_table(self.scale, u.dtype, u.device)
+        own = u.long()
+        interval = torch.where(u.sub_(own) < share.take(own), own, other.take(own))
+        # A second number for the place within the interval: the digits that are left of the first are few.
+        within = torch.rand(shape, generator=generator, dtype=dtype, device=device)
+        return within.add_(interval).mul_(width)
 
     def _log_density(self, x: Tensor) -> Tensor:
         angle = self.space.dist(self._centre(x.dtype, x.device), x)
@@ -166,18 +175,27 @@ def _series_coefficients(scale: float, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=64)
-def _angle_table(scale: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The inverse of the cumulative probability, piecewise linear on a grid that covers all but 1e-17 of the mass.
+def _angle_table(scale: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, float]:
+    """Alias table (Walker 1977; Vose 1991) of an even grid of angles that covers all but 1e-17 of the mass.
 
-    Returns the probability at which each piece ends (without the last end, so that a search never runs past it), and per
-    piece: probability and angle at its start, slope, angle at its end.
+    Every interval keeps a share of its column of height 1 / INTERVALS and gives the rest of the column to one other.
+    Drawing is two look-ups; a search in the cumulative sum costs four times as much on a CPU, which cannot predict its
+    branches.
+
+    Returns the shares, the others, and the width of an interval in radians.
     """
-    with torch.no_grad():
-        angle = torch.linspace(0, 1, 4097, dtype=torch.float64, device=device) * min(math.pi, 10 * scale)
-        density = (log_heat_kernel(angle, scale)).exp() * torch.sin(0.5 * angle) ** 2
-        mass = torch.cat([torch.zeros_like(angle[:1]), (0.5 * (density[1:] + density[:-1])).cumsum(0)])
-        cdf = (mass / mass[-1]).to(dtype).double()  # rounded first, so that the slopes are those of the stored table
-        width = cdf.diff()
-        slope = torch.where(width > 0, angle.diff() / width.clamp_min(1e-300), 0.0)
-        lines = torch.stack([cdf[:-1], angle[:-1], slope.clamp_max(1e30), angle[1:]], -1)
-        return cdf[1:-1].to(dtype).contiguous(), lines.to(dtype)
+    last = min(math.pi, 10 * scale)
+    angle = torch.linspace(0, 1, INTERVALS + 1, dtype=torch.float64) * last
+    density = log_heat_kernel(angle, scale).exp() * torch.sin(0.5 * angle) ** 2
+    mass = density[1:] + density[:-1]
+    height = (mass * (INTERVALS / mass.sum())).tolist()
+    share, other = [1.0] * INTERVALS, list(range(INTERVALS))
+    low = [i for i, h in enumerate(height) if h < 1]
+    high = [i for i, h in enumerate(height) if h >= 1]
+    while low and high:
+        i, j = low.pop(), high[-1]
+        share[i], other[i] = height[i], j
+        height[j] -= 1 - height[i]
+        if height[j] < 1:
+            low.append(high.pop())
+    return torch.tensor(share, dtype=dtype, device=device), torch.tensor(other, device=device), last / INTERVALS

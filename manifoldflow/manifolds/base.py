@@ -127,6 +127,10 @@ class Manifold:
         xt = self.exp(x0, expand_time(t, u, self.tangent_ndim) * u)
         return xt, self.transport(x0, u, xt)
 
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
+        """The point of :meth:`geodesic` alone, where the velocity is not asked for: noised data, pictures."""
+        return self.geodesic(x0, x1, t)[0]
+
     @property
     def log_volume(self) -> float:
         """Logarithm of the Riemannian volume of a compact manifold."""

@@ -15,7 +15,7 @@ from manifoldflow.manifolds.rotation import (
     quaternion_to_rotvec,
     rotvec_to_quaternion,
 )
-from manifoldflow.numerics import in_full_precision
+from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,26 @@ class UnitQuaternion(Manifold):
 
     @in_full_precision
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        tangential, sine, half = self._polar(x0, x1)
+        turned = expand_time(t, x0, 1) * half
         # In the body frame the velocity of a one-parameter subgroup is constant.
-        u = self.log(x0, x1)
-        return self.exp(x0, expand_time(t, u, 1) * u), u
+        u = (2 * half / sine) * quaternion_multiply(quaternion_conjugate(x0), tangential)[..., 1:]
+        return torch.addcmul(turned.cos() * x0, turned.sin() / sine, tangential), u
+
+    @in_full_precision
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
+        """Spherical linear interpolation along the shorter arc."""
+        tangential, sine, half = self._polar(x0, x1)
+        turned = expand_time(t, x0, 1) * half
+        return torch.addcmul(turned.cos() * x0, turned.sin() / sine, tangential)
+
+    def _polar(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The part of the nearer of ``y`` and ``-y`` across ``x``, its length (never 0), and half of the angle."""
+        cosine = dot(x, y)
+        chord = torch.where(cosine < 0, -y, y) - x
+        tangential = torch.addcmul(chord, dot(x, chord), x, value=-1)
+        sine = smooth_norm(tangential)
+        return tangential, sine, polar_angle(sine, cosine.abs())
 
     @in_full_precision
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
