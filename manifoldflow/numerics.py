@@ -131,6 +131,8 @@ def in_full_precision(method: F) -> F:
         dtype = functools.reduce(torch.promote_types, tensors)
         return tuple(o.to(dtype) for o in out) if isinstance(out, tuple) else out.to(dtype)
 
+    # torch.compile keeps at most 8 variants per code object: every method needs one of its own.
+    wrapped.__code__ = wrapped.__code__.replace(co_name=method.__name__)  # type: ignore[attr-defined]
     return wrapped  # type: ignore[return-value]
 
 

@@ -227,6 +227,7 @@ def _check_geodesic(m: Manifold, x: Tensor, y: Tensor, tol: float, h: float, nam
     _small(point_gap(m, m.geodesic(x, y, 1.0)[0], y), tol, f"{name}: geodesic does not end at x1")
     for t in (0.0, 0.25, 0.9, 1.0):
         xt, ut = m.geodesic(x, y, torch.full(x.shape[:1], t, dtype=x.dtype))
+        _small(point_gap(m, m.interpolate(x, y, t), xt), tol, f"{name}: interpolate is not the point of geodesic")
         _small(
             (m.inner(xt, ut, ut).sqrt() - m.dist(x, y)).abs().max(),
             5 * tol,

@@ -90,7 +90,7 @@ def fit(
     """Train ``flow`` and leave everything about the run in the folder ``out``.
 
     Written there: ``metrics.csv`` and ``loss.png`` (the curves), ``last.ckpt`` and ``previous.ckpt`` (to continue), and
-    ``model.safetensors`` (averaged weights, for :func:`manifoldflow.load`). All appear complete or not at all. Ctrl-C
+    ``model.safetensors`` (averaged weights, for :func:`manifoldflow.load`). Weights appear complete or not at all. Ctrl-C
     ends the run after saving; so does the time limit.
 
     Args:

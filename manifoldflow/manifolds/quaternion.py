@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import compiled
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.rotation import (
     inverse_right_jacobian,
@@ -15,6 +16,7 @@ from manifoldflow.manifolds.rotation import (
     quaternion_to_rotvec,
     rotvec_to_quaternion,
 )
+from manifoldflow.manifolds.rows import compiled_as
 from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm
 
 
@@ -43,10 +45,12 @@ class UnitQuaternion(Manifold):
         return torch.eye(1, 4, dtype=dtype, device=device).squeeze(0).expand(*shape, 4)
 
     @in_full_precision
+    @compiled_as(compiled.quaternion_exp)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return quaternion_multiply(x, rotvec_to_quaternion(u))
 
     @in_full_precision
+    @compiled_as(compiled.quaternion_log)
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return quaternion_to_rotvec(quaternion_multiply(quaternion_conjugate(x), y))
 
@@ -58,6 +62,7 @@ class UnitQuaternion(Manifold):
         return u
 
     @in_full_precision
+    @compiled_as(compiled.quaternion_geodesic)
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         tangential, sine, half = self._polar(x0, x1)
         turned = expand_time(t, x0, 1) * half
@@ -66,6 +71,7 @@ class UnitQuaternion(Manifold):
         return torch.addcmul(turned.cos() * x0, turned.sin() / sine, tangential), u
 
     @in_full_precision
+    @compiled_as(compiled.quaternion_interpolate)
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
         """Spherical linear interpolation along the shorter arc."""
         tangential, sine, half = self._polar(x0, x1)
@@ -75,7 +81,7 @@ class UnitQuaternion(Manifold):
     def _polar(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         r"""The part of the nearer of ``y`` and ``-y`` across ``x``, its length (never 0), and half of the angle."""
         cosine = dot(x, y)
-        chord = torch.where(cosine < 0, -y, y) - x
+        chord = torch.addcmul(-x, torch.where(cosine < 0, -1.0, 1.0).to(y.dtype), y)
         tangential = torch.addcmul(chord, dot(x, chord), x, value=-1)
         sine = smooth_norm(tangential)
         return tangential, sine, polar_angle(sine, cosine.abs())

@@ -8,6 +8,8 @@ round-off from angle 0 to pi, and branch-free, so it runs under vmap, jvp and ``
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import rotation_rows as rot
+from manifoldflow.manifolds.rows import for_compiler, matrices, points, rows
 from manifoldflow.numerics import smooth_norm
 
 
@@ -29,21 +31,13 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
 
 def rotvec_to_matrix(w: Tensor) -> Tensor:
     r"""Rodrigues' formula :math:`R = I + \mathrm{sinc}(a) [w]_\times + \frac{1 - \cos a}{a^2} [w]_\times^2`, a = \|w\|."""
-    r = smooth_norm(w).squeeze(-1)
-    half = 0.5 * r
-    # 2 sin(r/2)^2 keeps the digits that 1 - cos r loses.
-    s, c = r.sin() / r, 0.5 * (half.sin() / half).square()
-    x, y, z = w.unbind(-1)
-    cx, cy, cz = c * x, c * y, c * z
-    sx, sy, sz = s * x, s * y, s * z
-    xy, xz, yz = cx * y, cx * z, cy * z
-    xx, yy, zz = cx * x, cy * y, cz * z
-    entries = [1 - yy - zz, xy - sz, xz + sy, xy + sz, 1 - xx - zz, yz - sx, xz - sy, yz + sx, 1 - xx - yy]
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return matrices(rot.matrix_of_rotvec(rows(w)))
 
 
 def rotvec_to_quaternion(w: Tensor) -> Tensor:
     r"""Unit quaternion :math:`(\cos(a/2), \mathrm{sinc}(a/2)\, w / 2)`, ``(..., 3) -> (..., 4)``."""
+    if for_compiler(w):
+        return points(rot.quaternion_of_rotvec(rows(w)))
     half = 0.5 * smooth_norm(w)
     return torch.cat([half.cos(), (0.5 * half.sin() / half) * w], -1)
 
@@ -53,6 +47,8 @@ def quaternion_to_rotvec(q: Tensor) -> Tensor:
 
     The sign is fixed by ``w >= 0``; at w = 0 (angle pi exactly) the axis is the vector part as it stands.
     """
+    if for_compiler(q):
+        return points(rot.rotvec_of_quaternion(rows(q)))
     w, v = q.split([1, 3], -1)
     sign = torch.where(w < 0, -1.0, 1.0).to(q.dtype)
     sine = smooth_norm(v)
@@ -65,49 +61,17 @@ def matrix_to_quaternion(r: Tensor) -> Tensor:
     The four rows of the symmetric matrix 4 q q^T can each be read off R; the one with the largest diagonal entry (at
     least 1) is normalised, so no digits are lost at any angle. Shepperd (1978), without its branches.
     """
-    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(-1) for row in r.unbind(-2))
-    diagonal = torch.stack([1 + a + e + i, 1 + a - e - i, 1 - a + e - i, 1 - a - e + i], -1)
-    xw, yw, zw = h - f, c - g, d - b
-    xy, xz, yz = b + d, c + g, f + h
-    rows = torch.stack(
-        [
-            diagonal[..., 0],
-            xw,
-            yw,
-            zw,
-            xw,
-            diagonal[..., 1],
-            xy,
-            xz,
-            yw,
-            xy,
-            diagonal[..., 2],
-            yz,
-            zw,
-            xz,
-            yz,
-            diagonal[..., 3],
-        ],
-        -1,
-    )
-    best = diagonal.argmax(-1)[..., None, None].expand(*diagonal.shape[:-1], 1, 4)
-    q = rows.unflatten(-1, (4, 4)).gather(-2, best).squeeze(-2)
-    q = q / q.norm(dim=-1, keepdim=True)
-    return torch.where(q[..., :1] < 0, -q, q)
+    return points(rot.quaternion_of_matrix(rows(r, 2)))
 
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
     """Rotation matrix of a unit quaternion, ``(..., 4) -> (..., 3, 3)``."""
-    w, x, y, z = q.unbind(-1)
-    x2, y2, z2 = 2 * x, 2 * y, 2 * z
-    xx, yy, zz, xy, xz, yz, wx, wy, wz = x * x2, y * y2, z * z2, x * y2, x * z2, y * z2, w * x2, w * y2, w * z2
-    entries = [1 - yy - zz, xy - wz, xz + wy, xy + wz, 1 - xx - zz, yz - wx, xz - wy, yz + wx, 1 - xx - yy]
-    return torch.stack(entries, -1).unflatten(-1, (3, 3))
+    return matrices(rot.matrix_of_quaternion(rows(q)))
 
 
 def matrix_to_rotvec(r: Tensor) -> Tensor:
     """The rotation vector of length at most pi, through the best-conditioned quaternion."""
-    return quaternion_to_rotvec(matrix_to_quaternion(r))
+    return points(rot.rotvec_of_quaternion(rot.quaternion_of_matrix(rows(r, 2))))
 
 
 def inverse_right_jacobian(w: Tensor, v: Tensor) -> Tensor:
@@ -133,17 +97,7 @@ def inverse_right_jacobian(w: Tensor, v: Tensor) -> Tensor:
 
 def quaternion_multiply(p: Tensor, q: Tensor) -> Tensor:
     """Hamilton product: the rotation q followed by p."""
-    a, b, c, d = p.unbind(-1)
-    w, x, y, z = q.unbind(-1)
-    return torch.stack(
-        [
-            a * w - b * x - c * y - d * z,
-            a * x + b * w + c * z - d * y,
-            a * y - b * z + c * w + d * x,
-            a * z + b * y - c * x + d * w,
-        ],
-        -1,
-    )
+    return points(rot.hamilton(rows(p), rows(q)))
 
 
 def quaternion_conjugate(q: Tensor) -> Tensor:

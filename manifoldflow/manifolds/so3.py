@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import compiled
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.rotation import (
     compose,
@@ -15,6 +16,8 @@ from manifoldflow.manifolds.rotation import (
     rotvec_to_matrix,
     sixd_to_matrix,
 )
+from manifoldflow.manifolds.rotation_rows import matrix_of_quaternion, power, quaternion_of_matrix
+from manifoldflow.manifolds.rows import compiled_as, matrices, rows, times
 from manifoldflow.numerics import in_full_precision
 
 
@@ -43,10 +46,12 @@ class SO3(Manifold):
         return torch.eye(3, dtype=dtype, device=device).expand(*shape, 3, 3)
 
     @in_full_precision
+    @compiled_as(compiled.so3_exp)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return compose(x, rotvec_to_matrix(u))
 
     @in_full_precision
+    @compiled_as(compiled.so3_log)
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return matrix_to_rotvec(compose(x.mT, y))
 
@@ -59,10 +64,18 @@ class SO3(Manifold):
         return u
 
     @in_full_precision
+    @compiled_as(compiled.so3_geodesic)
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         # In the body frame the velocity of a one-parameter subgroup is constant.
         u = self.log(x0, x1)
         return self.exp(x0, expand_time(t, u, 1) * u), u
+
+    @in_full_precision
+    @compiled_as(compiled.so3_interpolate)
+    def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
+        """Turn ``x0`` by the share ``t`` of the rotation to ``x1``, through quaternions: no rotation vector is made."""
+        turn = quaternion_of_matrix(rows(compose(x0.mT, x1), 2))
+        return compose(x0, matrices(matrix_of_quaternion(power(turn, times(t, turn[0])))))
 
     @in_full_precision
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifoldflow.manifolds import rows
+from manifoldflow.manifolds import compiled
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.rows import compiled_as
 from manifoldflow.numerics import (
@@ -48,14 +48,14 @@ class Sphere(Manifold):
         return torch.eye(1, self.dim + 1, dtype=dtype, device=device).squeeze(0).expand(*shape, self.dim + 1)
 
     @in_full_precision
-    @compiled_as(rows.exp)
+    @compiled_as(compiled.sphere_exp)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         r"""Follow the geodesic from ``x`` with velocity ``u`` for unit time: :math:`\cos|u|\, x + \sin|u|\, u/|u|`."""
         r = smooth_norm(u)
         return torch.addcmul(r.cos() * x, r.sin() / r, u)
 
     @in_full_precision
-    @compiled_as(rows.log)
+    @compiled_as(compiled.sphere_log)
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         r"""The shortest tangent vector at ``x`` that reaches ``y``, of length :math:`\theta(x, y) \in [0, \pi]`.
 
@@ -70,7 +70,7 @@ class Sphere(Manifold):
         return (2 * torch.atan2(safe_norm(y - x), safe_norm(y + x))).squeeze(-1)
 
     @in_full_precision
-    @compiled_as(rows.geodesic)
+    @compiled_as(compiled.sphere_geodesic)
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         r"""With the unit tangent e towards ``x1``: :math:`\cos(t\theta) x_0 + \sin(t\theta) e` and its derivative."""
         tangential, sine, angle = self._polar(x0, x1)

@@ -11,6 +11,7 @@ from tasks.proteins.model import FrameTransformer, NetworkConfig
 from tasks.proteins.motif import Motif, load_motif
 from tasks.proteins.prepare import prepare
 from tasks.proteins.reading import read_structure
+from tasks.proteins.relax import relax
 from tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -46,6 +47,7 @@ __all__ = [
     "prepare",
     "read_structure",
     "reflow",
+    "relax",
     "sample",
     "train",
     "write_cif",

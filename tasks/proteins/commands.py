@@ -68,7 +68,7 @@ def train(
         lengths, held_lengths, gather = pairs.lengths[held:], pairs.lengths[:held], pairs.collate
     else:
         names, held_names = split_by_cluster(data, validation_share, seed)
-        train_set = ProteinDataset(data, names=names, min_length=min_length, max_length=max_length, crop=crop)
+        train_set = ProteinDataset(data, names=names, min_length=min_length, max_length=max_length, crop=crop, seed=seed)
         held_out = ProteinDataset(data, names=held_names, min_length=min_length, max_length=max_length, crop=crop)
         lengths, held_lengths, gather = train_set.lengths, held_out.lengths, collate
     facts |= {
@@ -83,6 +83,8 @@ def train(
         epoch, skip = divmod(start, len(sampler))
         while True:
             sampler.set_epoch(epoch)
+            if isinstance(train_set, ProteinDataset):
+                train_set.set_epoch(epoch)
             order = list(sampler)[skip:]
             yield from DataLoader(
                 train_set, batch_sampler=order, collate_fn=gather, pin_memory=torch.cuda.is_available()
@@ -132,7 +134,7 @@ def sample(
         method: integrator; midpoint and heun call the network twice per step.
         batch_size: backbones that are made together.
         device: cpu, cuda, or auto.
-        relax: move residues by fractions of an angstrom to sound peptide bonds without overlaps (see tasks.proteins.relax);
+        relax: move residues by fractions of an angstrom to sound peptide bonds and fewer overlaps (see tasks.proteins.relax);
             `--relax false` writes the flow's own output.
         report: also write `report.html` and `overview.png`.
     """
@@ -192,7 +194,7 @@ def sample(
                 for i, n in enumerate(part):
                     states = {k: v[:, i, :n] for k, v in x.items()}
                     write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb")
-    print(f"wrote {len(made)} backbones to {out}/ ({made[0].name} ... {made[-1].name})")
+    print(f"wrote {len(made)} backbone{'s' * (len(made) > 1)} to {Path(out)}/ ({made[0].name} ... {made[-1].name})")
     if report:
         _report(made, Path(out), checkpoint, seed, steps)
 

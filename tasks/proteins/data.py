@@ -40,10 +40,11 @@ class ProteinDataset(Dataset[dict[str, Any]]):
     Args:
         folder: written by ``manifoldflow prepare proteins`` or :func:`write_dataset`.
         min_length: shorter chains are left out.
-        max_length: longer chains give a random contiguous piece of this length, drawn at every access from torch's
-            generator of the worker, or are left out if ``crop`` is False.
+        max_length: longer chains give a random contiguous piece of this length, a new one in every epoch (see
+            :meth:`set_epoch`), or are left out if ``crop`` is False.
         crop: see ``max_length``.
         names: keep only these chains, in this order.
+        seed: of the pieces.
 
     Items are ``{"coords": (N, 4, 3) float32, angstrom, "aatype": (N,) int64, "residue_index": (N,) int64,
     "name": str}``. ``residue_index`` is the position from 0, plus 33 for every chain break before.
@@ -57,8 +58,9 @@ class ProteinDataset(Dataset[dict[str, Any]]):
         max_length: int | None = None,
         crop: bool = True,
         names: Sequence[str] | None = None,
+        seed: int = 0,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.seed, self.epoch = Path(folder), seed, 0
         self.index = read_index(self.folder)
         self.max_length = max_length
         if max_length is not None and max_length < max(min_length, 1):
@@ -122,10 +124,15 @@ class ProteinDataset(Dataset[dict[str, Any]]):
         """Residues that each item has, after cropping."""
         return np.minimum(self._length, self.max_length or self._length.max()).tolist()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pieces of long chains."""
+        self.epoch = epoch
+
     def __getitem__(self, i: int) -> dict[str, Any]:
         begin, length = int(self._begin[i]), int(self._length[i])
         if self.max_length is not None and length > self.max_length:
-            begin += int(torch.randint(length - self.max_length + 1, ()))
+            # From (seed, epoch, item) alone: a continued run, and every process of a run, sees the same piece.
+            begin += random.Random(f"{self.seed} {self.epoch} {i}").randrange(length - self.max_length + 1)
             length = self.max_length
         part = slice(begin, begin + length)
         breaks = np.cumsum(self._arrays["break_after"][part]).astype(np.int64)

@@ -2,11 +2,12 @@ r"""FrameTransformer: noisy residue frames in, clean residue frames out, equivar
 
 The features of a residue and of a pair are invariants (distances, and vectors and rotations seen from a residue's own
 frame), and every layer moves a frame by a motion expressed in that frame. Attention between points is the invariant point
-attention of AlphaFold 2 (Jumper et al. 2021, supplementary algorithm 22), written as one ``scaled_dot_product_attention``:
+attention of AlphaFold 2 (Jumper et al. 2021, supplementary algorithm 22), with the distances as dot products:
 
 .. math:: -\tfrac{g}{2} |T_i q - T_j k|^2 = g\, (T_i q) \cdot (T_j k) - \tfrac{g}{2} |T_i q|^2 - \tfrac{g}{2} |T_j k|^2
 
-is a dot product of vectors with two more entries. Pair features meet the attention as one bias per layer and head,
+is a dot product of vectors with two more entries, so scores are one batched product. Pair features meet the attention as
+one bias per layer and head,
 ``N x N x (layers * heads)`` numbers made once per call; there is no ``N x N x 128`` tensor that lives through the layers.
 Lengths inside are nanometres.
 """

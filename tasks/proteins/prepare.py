@@ -29,7 +29,7 @@ class Prepared:
 
 
 def prepare(
-    inputs: list[str],
+    inputs: list[str] | str,
     out: str,
     min_length: int = 50,
     max_length: int = 512,
@@ -43,7 +43,8 @@ def prepare(
     ``rejected.csv`` of the data set. The data set appears under its name only when complete.
 
     Args:
-        inputs: files (.pdb, .ent, .cif, .mmcif, .bcif, also .gz; .npz in our layout) or folders, searched recursively.
+        inputs: file (.pdb, .ent, .cif, .mmcif, .bcif, also .gz; .npz in our layout) or folder, searched recursively;
+            several as a list, such as [a.cif,structures/].
         out: folder of the data set; an older data set there is replaced.
         min_length: chains with fewer residues are left out.
         max_length: chains with more residues are left out.
@@ -63,7 +64,7 @@ def prepare(
         raise ValueError(f"lengths must be 1 <= min_length <= max_length, got {min_length} and {max_length}")
     if max_breaks < 0 or workers < 0:
         raise ValueError(f"max_breaks and workers must be at least 0, got {max_breaks} and {workers}")
-    files = _find(inputs)
+    files = _find([inputs] if isinstance(inputs, str) else inputs)
     cluster_of = _read_clusters(files, clusters)
     result = Prepared(Path(out))
     with DatasetWriter(out) as writer:

@@ -196,13 +196,15 @@ def test_long_chains_are_cropped_at_random_or_left_out(folder: Path) -> None:
     assert max(ProteinDataset(folder, max_length=20, crop=False).lengths) == 20
     assert len(ProteinDataset(folder, max_length=20, crop=False)) == 11
     assert min(ProteinDataset(folder, min_length=30).lengths) == 30
-    torch.manual_seed(0)
-    starts = set()
-    for _ in range(200):
+    starts, again = set(), ProteinDataset(folder, max_length=20)
+    for epoch in range(200):
+        cropped.set_epoch(epoch)
+        again.set_epoch(epoch)
         item = cropped[59]  # 69 residues: 50 starts
         full = whole[59]["coords"]
         start = int((full[:, 1] - item["coords"][0, 1]).abs().sum(-1).argmin())
         assert torch.equal(item["coords"], full[start : start + 20]) and item["residue_index"][0] == 0
+        assert torch.equal(item["coords"], again[59]["coords"])  # from seed, epoch and item alone
         starts.add(start)
     assert len(starts) > 40 and min(starts) == 0 and max(starts) == 49
 
