@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds import rotation_rows as rot
-from manifoldflow.manifolds.rows import for_compiler, matrices, points, rows
+from manifoldflow.manifolds.rows import matrices, pays, points, rows
 from manifoldflow.numerics import smooth_norm
 
 
@@ -36,7 +36,7 @@ def rotvec_to_matrix(w: Tensor) -> Tensor:
 
 def rotvec_to_quaternion(w: Tensor) -> Tensor:
     r"""Unit quaternion :math:`(\cos(a/2), \mathrm{sinc}(a/2)\, w / 2)`, ``(..., 3) -> (..., 4)``."""
-    if for_compiler(w):
+    if pays(w):
         return points(rot.quaternion_of_rotvec(rows(w)))
     half = 0.5 * smooth_norm(w)
     return torch.cat([half.cos(), (0.5 * half.sin() / half) * w], -1)
@@ -47,7 +47,7 @@ def quaternion_to_rotvec(q: Tensor) -> Tensor:
 
     The sign is fixed by ``w >= 0``; at w = 0 (angle pi exactly) the axis is the vector part as it stands.
     """
-    if for_compiler(q):
+    if pays(q):
         return points(rot.rotvec_of_quaternion(rows(q)))
     w, v = q.split([1, 3], -1)
     sign = torch.where(w < 0, -1.0, 1.0).to(q.dtype)

@@ -23,14 +23,19 @@ def for_compiler(x: Tensor) -> bool:
     return torch.compiler.is_compiling() and x.device.type == "cpu"
 
 
+def pays(x: Tensor) -> bool:
+    """Whether ``x`` is being compiled for a CPU and large enough that rows earn the copies into them."""
+    return for_compiler(x) and x.numel() >= FEW
+
+
 def compiled_as(by_rows: Callable[..., Any]) -> Callable[[F], F]:
-    """Replace a method of tensors with 2 to 4 numbers in the last axis under ``torch.compile`` on a CPU; eager mode is
-    not touched."""
+    """Replace a method of tensors with 2 to 4 numbers in the last axis under ``torch.compile`` on a CPU, unless small;
+    eager mode is not touched."""
 
     def decorate(method: F) -> F:
         @functools.wraps(method)
         def wrapped(self: Any, x: Tensor, y: Tensor, *rest: Any) -> Any:
-            if for_compiler(x) and x.ndim > 1 and y.ndim > 1 and 2 <= x.shape[-1] <= 4:
+            if pays(x) and x.ndim > 1 and y.ndim > 1 and 2 <= x.shape[-1] <= 4:
                 return by_rows(x, y, *rest)
             return method(self, x, y, *rest)
 
