@@ -74,11 +74,21 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = _locate(path)
     with _open(path) as file:
         metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT:
+    written = metadata.get("format", "")
+    if written != FORMAT and written.startswith(FORMAT.rstrip("0123456789")):
+        from manifoldflow import __version__
+
         raise ValueError(
-            f"{path}: not a manifoldflow checkpoint (format {metadata.get('format')!r}, expected {FORMAT!r})"
+            f"{path}: written by manifoldflow {metadata.get('version', '?')} in the format {written!r}, which version "
+            f"{__version__} cannot read; pip install -U manifoldflow"
         )
-    return {**metadata, "config": json.loads(metadata["config"]), "training": json.loads(metadata["training"])}
+    if written != FORMAT:
+        raise ValueError(f"{path}: not a manifoldflow checkpoint (it has no format entry {FORMAT!r})")
+    try:
+        parsed = {key: json.loads(metadata[key]) for key in ("config", "training")}
+        return {"builder": "", "version": "?", **metadata, **parsed}
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: the checkpoint's metadata is damaged ({error}); copy or train it again") from None
 
 
 def load(path: str | Path, *, device: torch.device | str | None = None, into: Flow | None = None) -> Flow:
@@ -95,7 +105,15 @@ def load(path: str | Path, *, device: torch.device | str | None = None, into: Fl
     """
     path = _locate(path)
     metadata = read_metadata(path)
-    flow = into if into is not None else _builder(metadata["builder"], path)(metadata["config"])
+    flow = into
+    if flow is None:
+        build = _builder(metadata["builder"], path)
+        try:
+            flow = build(metadata["config"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}: its configuration (saved by version {metadata['version']}) is not valid here: {error}"
+            ) from error
     try:
         with _open(path) as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}

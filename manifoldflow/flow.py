@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,28 @@ Predicts = Literal["velocity", "endpoint"]
 Pin = Callable[[Tensor, torch.Generator | None], Tensor]
 # The states are those of the flow's own fields, which only the task knows.
 Auxiliary = Callable[[Any, Any, dict[str, PathPoint], Tensor | None, Any], dict[str, Tensor]]
+
+
+class Draw(NamedTuple):
+    """Everything random about one training step, for a batch.
+
+    Attributes:
+        xt: noisy state.
+        t: its times, ``(B,)`` or per element ``(B, N)``.
+        points: draws of the paths, one per field.
+        x1, mask, cond: the data.
+        pinned: bool ``(B, N)``, elements that the model sees clean, or None.
+        show_previous: bool scalar on the host: whether the model sees its own first prediction.
+    """
+
+    xt: State
+    t: Tensor
+    points: dict[str, PathPoint]
+    x1: State
+    mask: Tensor | None
+    cond: Any
+    pinned: Tensor | None
+    show_previous: Tensor
 
 
 class Flow(nn.Module):
@@ -119,13 +141,32 @@ class Flow(nn.Module):
             t: times ``(B,)``; uniform on ``time_range`` if absent.
             generator: of all random draws.
         """
-        first = first_tensor(x1)
-        # Geometry stays out of autocast; the model call goes back in.
-        autocast = torch.is_autocast_enabled(first.device.type)
-        with torch.autocast(first.device.type, enabled=False):
-            return self._loss_parts(x1, first, mask, cond, x0, t, generator, autocast)
+        return self.loss_of(self.draw(x1, mask=mask, cond=cond, x0=x0, t=t, generator=generator))
 
-    def _loss_parts(
+    def draw(
+        self,
+        x1: State,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        x0: State | None = None,
+        t: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Draw:
+        """The random part of :meth:`loss_parts`, with the same arguments: source, coupling, times, noisy states."""
+        first = first_tensor(x1)
+        with torch.autocast(first.device.type, enabled=False):
+            return self._draw(x1, first, mask, cond, x0, t, generator)
+
+    def loss_of(self, draw: Draw) -> dict[str, Tensor]:
+        """The terms of the loss at a draw: the part of :meth:`loss_parts` that calls the model, without randomness."""
+        # Geometry stays out of autocast; the model call goes back in.
+        kind = first_tensor(draw.x1).device.type
+        autocast = torch.is_autocast_enabled(kind)
+        with torch.autocast(kind, enabled=False):
+            return self._loss_of(draw, autocast)
+
+    def _draw(
         self,
         x1: State,
         first: Tensor,
@@ -134,8 +175,7 @@ class Flow(nn.Module):
         x0: State | None,
         t: Tensor | None,
         generator: torch.Generator | None,
-        autocast: bool,
-    ) -> dict[str, Tensor]:
+    ) -> Draw:
         batch, device = first.shape[0], first.device
         pinned = None if self.pin is None else self.pin(self._full_mask(first, mask), generator)
         x1 = self._center(x1, mask, pinned)
@@ -154,15 +194,22 @@ class Flow(nn.Module):
         time = t if pinned is None else torch.where(pinned, 1.0, t.unsqueeze(-1))
         points = {n: self.path[n].sample(fields(x0)[n], v, time, generator=generator) for n, v in fields(x1).items()}
         xt = like({n: where_mask(mask, p.x, fields(x1)[n]) for n, p in points.items()}, x1)
-        previous = None
+        show = torch.zeros((), dtype=torch.bool)
         if self.self_condition > 0:
             # One coin for the batch: no host sync on the outcome of a device draw, and half of the batches cost nothing.
             coin = torch.rand(
                 (), generator=generator if generator is not None and generator.device.type == "cpu" else None
             )
-            if coin < self.self_condition:
-                with torch.no_grad(), torch.autocast(device.type, enabled=autocast):
-                    previous = self.predict(xt, time, mask=mask, cond=cond)
+            show = coin < self.self_condition
+        return Draw(xt, time, points, x1, mask, cond, pinned, show)
+
+    def _loss_of(self, draw: Draw, autocast: bool) -> dict[str, Tensor]:
+        xt, time, points, x1, mask, cond, pinned, show_previous = draw
+        device = time.device
+        previous = None
+        if self.self_condition > 0 and show_previous:
+            with torch.no_grad(), torch.autocast(device.type, enabled=autocast):
+                previous = self.predict(xt, time, mask=mask, cond=cond)
         with torch.autocast(device.type, enabled=autocast):
             pred = self.predict(xt, time, mask=mask, cond=cond, previous=previous)
         counted = mask if pinned is None else (~pinned if mask is None else mask & ~pinned)

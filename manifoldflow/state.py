@@ -1,6 +1,7 @@
 """A state is one tensor or a dict of named tensors; these helpers treat both alike."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,35 @@ def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
     return mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))
 
 
+_AVERAGE: Callable[[Tensor], Tensor] | None = None
+"""Mean over the processes of a distributed training step, set by :func:`batch_shared_by`."""
+
+
+@contextmanager
+def batch_shared_by(average: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within, :func:`count_of` counts over all processes that share a batch.
+
+    Then the average over processes of sum / count is the mean over the whole batch, also where shares differ in size.
+
+    Args:
+        average: mean of a tensor over the processes, called by all of them in the same order; None for one process.
+    """
+    global _AVERAGE
+    before, _AVERAGE = _AVERAGE, average
+    try:
+        yield
+    finally:
+        _AVERAGE = before
+
+
+def count_of(selected: Tensor) -> Tensor:
+    """The number of True entries to divide a sum by, as float, 1 if there is none. See :func:`batch_shared_by`."""
+    count = selected.sum(dtype=torch.float32)
+    if _AVERAGE is not None:
+        count = _AVERAGE(count)
+    return torch.where(count > 0, count, 1.0)
+
+
 def masked_mean(value: Tensor, mask: Tensor | None, weight: Tensor | None = None) -> Tensor:
     """Mean over real elements; each sample of the batch counts in proportion to its real elements.
 
@@ -49,9 +79,9 @@ def masked_mean(value: Tensor, mask: Tensor | None, weight: Tensor | None = None
     if weight is not None:
         value = value * weight
     if mask is None:
-        return value.mean()
-    m = expand_mask(mask, value).to(value.dtype).expand_as(value)
-    return (value * m).sum() / m.sum().clamp_min(1)
+        return value.mean() if _AVERAGE is None else value.sum() / count_of(torch.ones_like(value))
+    m = expand_mask(mask, value).expand_as(value)
+    return (value * m).sum() / count_of(m).to(value.dtype)
 
 
 def where_mask(mask: Tensor | None, yes: Tensor, no: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 import copy
 import csv
+import math
 import os
 import platform
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,8 +21,8 @@ import torch
 from torch import Tensor
 
 from manifoldflow import checkpoint
-from manifoldflow.flow import Flow
-from manifoldflow.state import first_tensor
+from manifoldflow.flow import Draw, Flow
+from manifoldflow.state import batch_shared_by, first_tensor
 
 Batch = Mapping[str, Any]
 Batches = Iterable[Batch] | Callable[[int], Iterator[Batch]]
@@ -41,8 +45,9 @@ class TrainConfig:
         ema: decay of the averaged weights, which are the ones validated and saved; it warms up as (1 + n) / (10 + n).
         precision: a Lightning precision, or "auto": bf16-mixed on GPUs that have it, else float32.
         validate_every, log_every, checkpoint_every: in steps.
-        seed: of everything; the draws of a step depend on the seed, the step and the rank alone.
-        accelerator, devices, num_nodes, strategy: as in Lightning's Trainer. A batch is split between the processes.
+        seed: of everything; the draws of a step depend on the seed and the step alone, not on the number of processes.
+        accelerator, devices, num_nodes, strategy: as in Lightning's Trainer. A batch is split between the processes, and
+            the run is the same as that of one process with the whole batch.
         progress: show a progress bar.
     """
 
@@ -68,9 +73,15 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "validate_every", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        least = dict.fromkeys(("max_steps", "validate_every", "log_every", "checkpoint_every", "num_nodes"), 1)
+        least |= dict.fromkeys(("max_minutes", "warmup_steps", "weight_decay", "gradient_clip"), 0)
+        for name, bound in least.items():
+            if not getattr(self, name) >= bound:
+                raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must lie in [0, 1], got {self.decay}")
         if self.schedule not in ("constant", "cosine", "wsd"):
             raise ValueError(f"schedule must be 'constant', 'cosine' or 'wsd', got {self.schedule!r}")
         if not 0 <= self.ema < 1:
@@ -97,7 +108,7 @@ def fit(
         flow: the model; its weights are changed.
         batches: batches ``{"x": state, "mask": ..., "cond": ..., "x0": ...}`` (only ``"x"`` is needed), repeated for ever; or
             a function from the first step number to an endless iterator, which lets a run continue in mid-epoch. With
-            several processes, every process draws the same batches and takes its share of each.
+            several processes, every process gets the same batches, draws the same noise and takes its share of each.
         config: how to train.
         out: folder of the run.
         validation: batches for the validation loss, with noise that is the same every time.
@@ -110,11 +121,12 @@ def fit(
     Raises:
         FileExistsError: ``out`` holds a run and ``resume`` is off.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+        KeyboardInterrupt: Ctrl-C was pressed; the run is saved.
     """
     config = config or TrainConfig()
     folder = Path(out)
     last = folder / "last.ckpt"
-    if not resume and last.exists():
+    if not resume and (last.exists() or (folder / "previous.ckpt").exists()):
         raise FileExistsError(
             f"{folder} already holds a run; continue it with resume=True (--resume) or choose another folder"
         )
@@ -149,10 +161,23 @@ def fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*weights_only.*")
-        trainer.fit(module, ckpt_path=str(start_from) if start_from else None, weights_only=False)
-    if trainer.interrupted and trainer.is_global_zero:
-        print(f"stopped at step {trainer.global_step}; continue with resume (--resume) in {folder}")
+        with keeper.interrupts_between_steps():
+            try:
+                trainer.fit(module, ckpt_path=str(start_from) if start_from else None, weights_only=False)
+            except SystemExit:  # what Lightning makes of Ctrl-C
+                if not keeper.interrupted:
+                    raise
+    if keeper.interrupted:
+        if trainer.is_global_zero:
+            print(_how_to_continue(folder, trainer.global_step), flush=True)
+        raise KeyboardInterrupt
     return module.averaged.eval()
+
+
+def _how_to_continue(folder: Path, step: int) -> str:
+    if (folder / "last.ckpt").exists():
+        return f"stopped at step {step}; continue with resume=True (--resume) in {folder}"
+    return f"stopped at step {step}, before the first checkpoint"
 
 
 def _strategy(config: TrainConfig) -> str:
@@ -202,7 +227,7 @@ class _FlowModule(pl.LightningModule):
         self.config, self.facts = config, facts
         self._batches, self._validation = batches, validation
         self.parts: dict[str, Tensor] = {}
-        self.minutes_before = 0.0
+        self.minutes_before = self.rate_minutes = 0.0
         self.began = time.monotonic()
 
     @property
@@ -211,21 +236,38 @@ class _FlowModule(pl.LightningModule):
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
     def train_dataloader(self) -> Iterable[Batch]:
-        return _Endless(self._batches, self.global_step, self.trainer.global_rank, self.trainer.world_size)
+        return _Endless(self._batches, self.global_step)
 
     def val_dataloader(self) -> Iterable[Batch]:
-        return self._validation if self._validation is not None else []
+        return [] if self._validation is None else _Repeatable(self._validation)
 
     def on_train_start(self) -> None:
         self.began = time.monotonic()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # The draws of a step depend on nothing before it, so a continued run repeats an uninterrupted one.
-        torch.manual_seed((self.config.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank)
+        # Processes must agree on the learning rate; each has a clock of its own.
+        if self.trainer.world_size == 1 or self.config.max_minutes <= 0:
+            self.rate_minutes = self.minutes
+        elif batch_idx % 10 == 0:
+            self.rate_minutes = self.trainer.strategy.broadcast(self.minutes)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        self.parts = self.flow.loss_parts(**_arguments(batch))
+        # The draws of a step depend on nothing before it, so a continued run repeats an uninterrupted one; and they are
+        # made for the whole batch, so several processes repeat one.
+        seed = (self.config.seed * 1_000_003 + self.global_step) * 4099
+        torch.manual_seed(seed)
+        draw = self.flow.draw(**_arguments(batch))
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        if world > 1:
+            torch.manual_seed(seed + 1 + rank)  # dropout differs between the shares
+            draw = _share(draw, rank, world)
+        with batch_shared_by(self._average if world > 1 else None):
+            self.parts = self.flow.loss_of(draw)
         return torch.stack(list(self.parts.values())).sum()
+
+    def _average(self, value: Tensor) -> Tensor:
+        """The mean over the processes."""
+        return torch.as_tensor(self.trainer.strategy.reduce(value, reduce_op="mean"))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -259,7 +301,7 @@ class _FlowModule(pl.LightningModule):
         c = self.config
         done = step / c.max_steps
         if c.max_minutes > 0:
-            done = max(done, self.minutes / c.max_minutes)
+            done = max(done, self.rate_minutes / c.max_minutes)
         done = min(done, 1.0)
         warm = min(1.0, (step + 1) / max(c.warmup_steps, 1))
         if c.schedule == "cosine":
@@ -272,7 +314,7 @@ class _FlowModule(pl.LightningModule):
         state["minutes"] = self.minutes
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
-        self.minutes_before = state.get("minutes", 0.0)
+        self.minutes_before = self.rate_minutes = state.get("minutes", 0.0)
 
 
 def _arguments(batch: Batch) -> dict[str, Any]:
@@ -283,19 +325,20 @@ def _arguments(batch: Batch) -> dict[str, Any]:
 
 
 class _Endless:
-    """Batches from a given step on, for ever, each cut to the share of one process."""
+    """Batches from a given step on, for ever."""
 
-    def __init__(self, batches: Batches, start: int, rank: int, world: int) -> None:
-        self.batches, self.start, self.rank, self.world = batches, start, rank, world
+    def __init__(self, batches: Batches, start: int) -> None:
+        self.batches, self.start = batches, start
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self._all():
-            yield _share(batch, self.rank, self.world) if self.world > 1 else batch
-
-    def _all(self) -> Iterator[Batch]:
         if callable(self.batches):
-            yield from self.batches(self.start)
-            return
+            step = self.start
+            for batch in self.batches(self.start):
+                step += 1
+                yield batch
+            if step == self.start:
+                raise ValueError("no training batches: the function of the step gave none")
+            raise ValueError(f"the function of the step must give batches for ever, it ended before step {step + 1}")
         skip = self.start
         while True:
             seen = 0
@@ -309,13 +352,34 @@ class _Endless:
                 raise ValueError("no training batches: the data set or loader is empty")
 
 
-def _share(batch: Any, rank: int, world: int) -> Any:
+class _Repeatable:
+    """The validation batches; not a list, which Lightning would take for several loaders."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        empty = True
+        for batch in self.batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("no validation batches: give a list or a loader, which can be read again and again")
+
+
+def _share(draw: Draw, rank: int, world: int) -> Draw:
     """Every world-th sample. A batch smaller than the world goes to everyone whole."""
-    if isinstance(batch, Mapping):
-        return {key: _share(value, rank, world) for key, value in batch.items()}
-    if isinstance(batch, Tensor) and batch.ndim > 0 and batch.shape[0] >= world:
-        return batch[rank::world]
-    return batch
+    size = first_tensor(draw.x1).shape[0]
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: cut(v) for key, v in value.items()}
+        if isinstance(value, tuple) and hasattr(value, "_make"):
+            return type(value)._make(cut(v) for v in value)  # type: ignore[attr-defined]
+        has_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == size
+        return value[rank::world] if has_batch else value
+
+    return cut(draw) if size >= world else draw
 
 
 class _Keeper(pl.Callback):
@@ -325,6 +389,39 @@ class _Keeper(pl.Callback):
         self.folder, self.config = folder, config
         self.sums: dict[str, Tensor] = {}
         self.count, self.elements, self.clock = 0, 0, time.monotonic()
+        self.interrupted = self.updating = self.pending = False
+
+    @contextmanager
+    def interrupts_between_steps(self) -> Iterator[None]:
+        """Within, Ctrl-C waits while the weights are being updated: half an update must not be saved."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def handle(number: int, frame: Any) -> None:
+            if self.updating:
+                self.pending = True
+            else:
+                raise KeyboardInterrupt
+
+        # A process that was started to ignore Ctrl-C (nohup, a background job) goes on ignoring it.
+        if before is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next row of the curve is made of."""
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.count = dict(state["sums"]), state["count"]
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.updating = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._trim(trainer.global_step)
@@ -332,7 +429,7 @@ class _Keeper(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
         for name, value in module.parts.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.sums[name] = self.sums[name].to(value.device) + value.detach() if name in self.sums else value.detach()
         self.count += 1
         mask = batch.get("mask")
         # Shapes only, so that counting never waits for the device.
@@ -346,17 +443,21 @@ class _Keeper(pl.Callback):
             self._log(trainer, module, step)
         if step % self.config.checkpoint_every == 0:
             self._keep(trainer, module)
+        self.updating = False
+        if self.pending:
+            raise KeyboardInterrupt
 
     def _log(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         now = time.monotonic()
-        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        # Over all processes: the curve is that of the whole batch, and all of them see a NaN.
+        means = {
+            name: float(trainer.strategy.reduce(total / self.count, reduce_op="mean"))
+            for name, total in self.sums.items()
+        }
         loss = sum(means.values())
-        if not torch.isfinite(torch.tensor(loss)):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {step}; the last good checkpoint is {self.folder / 'last.ckpt'}. "
-                "Lower learning_rate or check the data"
-            )
-        speed = self.elements * trainer.world_size / max(now - self.clock, 1e-9)
+        if not math.isfinite(loss):
+            self._stop(f"the loss is {loss} at step {step}")
+        speed = self.elements / max(now - self.clock, 1e-9)
         row = {
             "step": step,
             "minutes": round(module.minutes, 3),
@@ -369,6 +470,11 @@ class _Keeper(pl.Callback):
         module.log_dict({"loss": loss, "elements/s": speed}, prog_bar=True, logger=False, batch_size=1)
         self.sums, self.count, self.elements, self.clock = {}, 0, 0, now
 
+    def _stop(self, what: str) -> None:
+        last = self.folder / "last.ckpt"
+        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        raise FloatingPointError(f"{what}; {kept}. Lower learning_rate or check the data")
+
     def on_validation_end(self, trainer: pl.Trainer, module: Any) -> None:
         values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
         self._write(trainer, {"step": trainer.global_step, "minutes": round(module.minutes, 3), **values})
@@ -378,7 +484,9 @@ class _Keeper(pl.Callback):
         self._keep(trainer, module)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+        self.interrupted = isinstance(exception, KeyboardInterrupt)
+        # Saving needs all processes, which are interrupted at different places: the last regular checkpoint stays.
+        if self.interrupted and trainer.global_step > 0 and trainer.world_size == 1:
             self._keep(trainer, module)
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
@@ -403,6 +511,11 @@ class _Keeper(pl.Callback):
 
     def _keep(self, trainer: pl.Trainer, module: Any) -> None:
         last, fresh = self.folder / "last.ckpt", self.folder / ".last.ckpt.new"
+        if trainer.world_size > 1:  # only the first process writes, so its sums must stand for all
+            self.sums = {k: trainer.strategy.reduce(v.clone(), reduce_op="mean") for k, v in self.sums.items()}
+        numbers = [*self.sums.values(), *module.flow.parameters()]
+        if not bool(torch.stack([v.detach().sum().isfinite().to("cpu") for v in numbers]).all()):
+            self._stop(f"the loss or a weight is NaN or infinite at step {trainer.global_step}")
         trainer.save_checkpoint(fresh)
         if not trainer.is_global_zero:
             return

@@ -67,10 +67,19 @@ def train(
         held_out: Any = torch.utils.data.Subset(pairs, range(held))
         lengths, held_lengths, gather = pairs.lengths[held:], pairs.lengths[:held], pairs.collate
     else:
-        names, held_names = split_by_cluster(data, validation_share, seed)
-        train_set = ProteinDataset(data, names=names, min_length=min_length, max_length=max_length, crop=crop, seed=seed)
+        try:
+            names, held_names = split_by_cluster(data, validation_share, seed)
+        except ValueError as error:
+            raise ValueError(f"--validation-share {validation_share:g}: {error}") from error
+        train_set = ProteinDataset(
+            data, names=names, min_length=min_length, max_length=max_length, crop=crop, seed=seed
+        )
         held_out = ProteinDataset(data, names=held_names, min_length=min_length, max_length=max_length, crop=crop)
         lengths, held_lengths, gather = train_set.lengths, held_out.lengths, collate
+    if not lengths or not held_lengths:
+        raise ValueError(
+            f"{data}: {len(lengths)} chains for training and {len(held_lengths)} for validation, but each needs some"
+        )
     facts |= {
         "chains": len(train_set),
         "validation_chains": len(held_out),
@@ -145,6 +154,8 @@ def sample(
     from tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
     lengths = [length] if isinstance(length, int) else list(length)
+    if not lengths:
+        raise ValueError("--length needs a number of residues or a list of them such as [80,100], got an empty list")
     for name, value, least in (
         ("num", num, 1),
         ("steps", steps, 1),
@@ -155,12 +166,16 @@ def sample(
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if (motif is None) != (structure is None):
         raise ValueError("--motif and --structure belong together: the residues to keep and the file that holds them")
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = _device(device)
     known = load_motif(structure, motif) if motif is not None and structure is not None else None
     if known is not None and known.mask.shape[1] > min(lengths):
         raise ValueError(
             f"the motif {motif!r} spans {known.mask.shape[1]} residues, which does not fit a length of {min(lengths)}"
         )
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out {target}: is a file, expected a folder")
+    older = structure_files(target) if target.is_dir() else []
     flow = mf.load(checkpoint, device=where)
     wanted = [n for n in lengths for _ in range(num)]
     check_memory(flow, max(lengths), min(batch_size, len(wanted)), where)
@@ -187,7 +202,6 @@ def sample(
                     final, mask, fixed=None if known is None else _extended(known.mask.to(where), mask)
                 )
             write = write_pdb if format == "pdb" else write_cif
-            target = Path(out)
             target.mkdir(parents=True, exist_ok=True)
             made += write(final, mask, target, names=names[at : at + len(part)])
             if trajectory:
@@ -195,8 +209,35 @@ def sample(
                     states = {k: v[:, i, :n] for k, v in x.items()}
                     write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb")
     print(f"wrote {len(made)} backbone{'s' * (len(made) > 1)} to {Path(out)}/ ({made[0].name} ... {made[-1].name})")
+    if replaced := len(set(older) & set(made)):
+        print(f"{replaced} older file{'s' * (replaced > 1)} of the same name{'s' * (replaced > 1)} replaced")
+    if others := len(set(older) - set(made)):
+        print(
+            f"note: {target}/ also holds {others} structure file{'s' * (others > 1)} of an earlier run, "
+            "which `evaluate` measures too"
+        )
     if report:
         _report(made, Path(out), checkpoint, seed, steps)
+
+
+def structure_files(folder: Path) -> list[Path]:
+    """The structures of a folder in order of their names, trajectories left out."""
+    from tasks.proteins.reading import SUFFIXES, split_suffix
+
+    return sorted(p for p in folder.iterdir() if split_suffix(p)[1] in SUFFIXES and "_trajectory" not in p.name)
+
+
+def _device(name: str) -> torch.device:
+    """A device by name, or ``"auto"``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: no device is called {name!r}; use cpu, cuda or auto") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine (or this build of torch) has no such GPU; use cpu or auto")
+    return found
 
 
 def _extended(motif: Tensor, mask: Tensor) -> Tensor:
@@ -253,6 +294,9 @@ def read_backbones(files: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
     from tasks.proteins.reading import read_structure
 
     chains = [read_structure(path)[0] for path in files]
+    for path, chain in zip(files, chains, strict=True):
+        if len(chain) < 2:
+            raise ValueError(f"{path}: the first chain has one residue only; a backbone has at least 2")
     coords = pad_sequence([torch.as_tensor(c.coords) for c in chains], batch_first=True)
     mask = pad_sequence([torch.ones(len(c), dtype=torch.bool) for c in chains], batch_first=True)
     breaks = [torch.as_tensor(c.break_after).long().cumsum(0).roll(1) * BREAK_OFFSET for c in chains]
@@ -282,7 +326,7 @@ def evaluate(
     from rich.table import Table
 
     from tasks.proteins import metrics
-    from tasks.proteins.reading import SUFFIXES, split_suffix
+    from tasks.proteins.reading import SUFFIXES
     from tasks.proteins.similarity import ca_traces, mean_pairwise_tm
     from tasks.proteins.similarity import novelty as novelty_of
 
@@ -291,11 +335,7 @@ def evaluate(
         raise FileNotFoundError(
             f"{folder}: no such file or folder; make designs with `manifoldflow sample proteins --out {folder}`"
         )
-    files = (
-        [folder]
-        if folder.is_file()
-        else sorted(p for p in folder.iterdir() if split_suffix(p)[1] in SUFFIXES and "_trajectory" not in p.name)
-    )
+    files = [folder] if folder.is_file() else structure_files(folder)
     if not files:
         raise ValueError(f"{folder}: holds no structure files ({', '.join(SUFFIXES)})")
     if novelty and data is None:
@@ -379,11 +419,16 @@ def reflow(
     """
     from rich.progress import Progress
 
-    from tasks.proteins.reflow import make_pairs
+    from tasks.proteins.reflow import PairDataset, make_pairs
 
+    for name, value in (("num", num), ("steps", steps), ("batch-size", batch_size)):
+        if value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
+    if PairDataset.is_here(out):
+        raise FileExistsError(f"{out} already holds pairs; choose another folder, or delete it first")
     if not 2 <= min_length <= max_length:
         raise ValueError(f"lengths must satisfy 2 <= min <= max, got {min_length} and {max_length}")
-    where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    where = _device(device)
     flow = mf.load(checkpoint, device=where)
     lengths = torch.randint(min_length, max_length + 1, (num,), generator=torch.Generator().manual_seed(seed)).tolist()
     with Progress() as progress:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
-from manifoldflow.state import masked_mean
+from manifoldflow.state import count_of, masked_mean
 from tasks.proteins.geometry import atoms_from_frames, bonded
 from tasks.proteins.model import FrameTransformer, NetworkConfig
 
@@ -126,9 +126,7 @@ class BackboneLoss:
         distance = _distance(true[:, :, None, None, 1], true.unsqueeze(1))
         error = _distance(made[:, :, None, None, 1], made.unsqueeze(1)) - distance
         near = (distance < 6.0) & mask[:, :, None, None] & mask[:, None, :, None]
-        parts["local"] = (
-            self.local_weight * (near * weight[:, :, None, None] * error**2).sum() / near.sum().clamp_min(1)
-        )
+        parts["local"] = self.local_weight * (near * weight[:, :, None, None] * error**2).sum() / count_of(near)
         joined = bonded(index, mask, made)
         bond = torch.zeros_like(weight[:, 1:])
         for i, j in ((2, 0), (1, 0), (2, 1), (1, 1)):

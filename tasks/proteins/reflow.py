@@ -14,8 +14,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 import manifoldflow as mf
+from manifoldflow.manifolds.rotation import matrix_to_quaternion
 from tasks.proteins.geometry import atoms_from_frames
 from tasks.proteins.metrics import ca_distances, clashes, radius_of_gyration
+from tasks.proteins.relax import relax
 from tasks.proteins.secondary_structure import assign
 
 FORMAT = "manifoldflow-pairs-1"
@@ -105,7 +107,10 @@ def make_pairs(
     seed: int = 0,
     callback: Callable[[int, int], None] | None = None,
 ) -> tuple[int, int]:
-    """Sample with ``flow``, keep the pairs that pass the filter, and write them.
+    """Sample with ``flow``, relax, keep the pairs that pass the filter, and write them.
+
+    Learning from relaxed samples (:func:`tasks.proteins.relax.relax`) teaches the new flow sound peptide bonds. What is done so
+    far is written every few batches and on Ctrl-C.
 
     Args:
         flow: the trained flow.
@@ -125,15 +130,30 @@ def make_pairs(
     generator = torch.Generator(next(flow.parameters()).device).manual_seed(seed)
     kept: dict[str, list[Tensor]] = {"trans": [], "rots": [], "source_trans": [], "source_rots": []}
     ordered = sorted(lengths)
-    tried = 0
-    for at in range(0, len(ordered), batch_size):
+    tried, space = 0, mf.Centered(mf.Euclidean(3))
+
+    def write() -> None:
+        if kept["trans"]:
+            _write(folder, kept, {"tried": tried, "kept": len(kept["trans"]), "steps": steps, "seed": seed})
+
+    for count, at in enumerate(range(0, len(ordered), batch_size)):
         part = ordered[at : at + batch_size]
         longest = max(part)
         mask = torch.arange(longest, device=generator.device) < torch.tensor(part, device=generator.device).unsqueeze(
             -1
         )
         x0: Any = flow.draw_source((len(part), longest), mask=mask, generator=generator, device=generator.device)
-        x = flow.sample(x0=x0, mask=mask, steps=steps, generator=generator)
+        try:
+            x = flow.sample(x0=x0, mask=mask, steps=steps, generator=generator)
+        except KeyboardInterrupt:
+            write()
+            raise
+        is_quaternion = x["rots"].ndim == 3
+        x = relax(x, mask)
+        x = {
+            "trans": space.center(x["trans"], mask),
+            "rots": matrix_to_quaternion(x["rots"]) if is_quaternion else x["rots"],
+        }
         good = passes(atoms_from_frames(x, mask), mask)
         tried += len(part)
         for i in good.nonzero().flatten().tolist():
@@ -147,16 +167,20 @@ def make_pairs(
                 kept[key].append(value[i, :n].cpu())
         if callback is not None:
             callback(tried, len(kept["trans"]))
+        if count % 8 == 7:
+            write()
     if not kept["trans"]:
         raise ValueError(f"none of {tried} samples passed the quality filter; train the flow longer or use more steps")
+    write()
+    return len(kept["trans"]), tried
+
+
+def _write(folder: Path, kept: dict[str, list[Tensor]], facts: dict[str, int]) -> None:
     sizes = torch.tensor([0, *(len(v) for v in kept["trans"])])
     tensors = {key: torch.cat(value).contiguous() for key, value in kept.items()} | {"offset": sizes.cumsum(0)}
     handle, fresh = tempfile.mkstemp(prefix=".pairs-", dir=folder)
     os.close(handle)
     save_file(tensors, fresh, metadata={"format": FORMAT})
     os.chmod(fresh, 0o644)
-    (folder / "pairs.json").write_text(
-        json.dumps({"tried": tried, "kept": len(kept["trans"]), "steps": steps, "seed": seed})
-    )
+    (folder / "pairs.json").write_text(json.dumps(facts))
     os.replace(fresh, folder / "pairs.safetensors")
-    return len(kept["trans"]), tried

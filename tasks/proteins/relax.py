@@ -11,11 +11,18 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.rotation import quaternion_to_matrix, rotvec_to_matrix
-from tasks.proteins.geometry import C_N, C_N_CA, CA_C, CA_C_N, CA_CA, N_CA, bonded, local_backbone
+from tasks.proteins.geometry import C_N, C_N_CA, CA_C, CA_C_N, N_CA, bonded, local_backbone
 
 
 def _opposite(a: float, b: float, angle: float) -> float:
     return math.sqrt(a * a + b * b - 2 * a * b * math.cos(angle))
+
+
+def _trans_ca_ca() -> float:
+    """CA-CA distance that the bonds and angles imply, 3.81 A: another value would strain every peptide of an ideal chain."""
+    first, second = math.pi - CA_C_N, C_N_CA - CA_C_N  # directions of C-N and N-CA against CA-C, in the peptide plane
+    x = CA_C + C_N * math.cos(first) + N_CA * math.cos(second)
+    return math.hypot(x, C_N * math.sin(first) + N_CA * math.sin(second))
 
 
 # Distances across a trans peptide bond in angstrom, by index of the atoms N, CA, C of residue i and residue i + 1.
@@ -23,7 +30,7 @@ _BONDS = (
     (2, 0, C_N),
     (1, 0, _opposite(CA_C, C_N, CA_C_N)),
     (2, 1, _opposite(C_N, N_CA, C_N_CA)),
-    (1, 1, CA_CA),
+    (1, 1, _trans_ca_ca()),
 )
 _NEAREST_CA = ((2, 5.0), (3, 4.1))
 """Least CA-CA distance at a separation of exactly 2, and of 3 and more residues; 99 % of real pairs lie above."""
@@ -84,7 +91,8 @@ def relax(
     free = (mask if fixed is None else mask & ~fixed).unsqueeze(-1).to(trans.dtype)
     with torch.enable_grad():
         motion = torch.zeros(*trans.shape[:2], 6, dtype=trans.dtype, device=trans.device, requires_grad=True)
-        optimizer = torch.optim.Adam([motion], lr=0.05)
+        # eps is the gradient of a bond that is 0.001 A off: without it Adam blows up round-off in directions that nothing holds.
+        optimizer = torch.optim.Adam([motion], lr=0.05, eps=1.0)
         for step in range(steps):
             optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
             optimizer.zero_grad()
@@ -98,7 +106,9 @@ def relax(
 
 
 def _moved(trans: Tensor, rots: Tensor, motion: Tensor) -> dict[str, Tensor]:
-    return {"trans": trans + motion[..., :3], "rots": rots @ rotvec_to_matrix(motion[..., 3:])}
+    # In the frame of the residue, so that the way of the optimiser turns with the chain.
+    shift = torch.einsum("bnij,bnj->bni", rots, motion[..., :3])
+    return {"trans": trans + shift, "rots": rots @ rotvec_to_matrix(motion[..., 3:])}
 
 
 def _length(v: Tensor) -> Tensor:
