@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow import checkpoint
+from manifoldflow.curves import plot_losses, read_rows, write_rows
 from manifoldflow.flow import Draw, Flow
 from manifoldflow.state import batch_shared_by, first_tensor
 
@@ -493,21 +494,21 @@ class _Keeper(pl.Callback):
         if not trainer.is_global_zero:
             return
         path = self.folder / "metrics.csv"
-        rows = _read_rows(path)
+        rows = read_rows(path)
         names = list(rows[0]) if rows else []
         if all(name in names for name in row):
             with path.open("a", newline="") as file:
                 csv.DictWriter(file, names).writerow(row)
         else:
-            _write_rows(path, [*rows, {k: str(v) for k, v in row.items()}])
+            write_rows(path, [*rows, {k: str(v) for k, v in row.items()}])
 
     def _trim(self, step: int) -> None:
         """Drop rows beyond the step that a continued run starts from: they will be made again."""
         path = self.folder / "metrics.csv"
-        rows = _read_rows(path)
+        rows = read_rows(path)
         kept = [row for row in rows if int(row["step"]) <= step]
         if len(kept) < len(rows):
-            _write_rows(path, kept)
+            write_rows(path, kept)
 
     def _keep(self, trainer: pl.Trainer, module: Any) -> None:
         last, fresh = self.folder / "last.ckpt", self.folder / ".last.ckpt.new"
@@ -532,7 +533,7 @@ class _Keeper(pl.Callback):
             "parameters": sum(p.numel() for p in module.flow.parameters()),
         }
         checkpoint.save(module.averaged, self.folder / "model.safetensors", facts)
-        _plot(self.folder)
+        plot_losses(self.folder)
 
 
 def _hardware(trainer: pl.Trainer) -> str:
@@ -540,52 +541,3 @@ def _hardware(trainer: pl.Trainer) -> str:
         return f"{trainer.world_size} x {torch.cuda.get_device_name()}"
     machine = platform.processor() or platform.machine()
     return f"{trainer.world_size} process(es) x {torch.get_num_threads()} thread(s) of {machine}"
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("step", "").isdigit()]
-
-
-def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(fresh, path)
-
-
-def _plot(folder: Path) -> None:
-    """loss.png from metrics.csv; left out where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    rows = _read_rows(folder / "metrics.csv")
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    skip = {"step", "minutes", "rate", "elements_per_s"}
-    for name in dict.fromkeys(k for row in rows for k in row if k not in skip):
-        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-        if points:
-            wide = name in ("loss", "val_loss")
-            axes.plot(
-                *zip(*points, strict=True),
-                label=name,
-                linewidth=2 if wide else 1,
-                alpha=1 if wide else 0.6,
-                linestyle="--" if name.startswith("val_") else "-",
-            )
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
-    axes.grid(alpha=0.3)
-    if rows:
-        axes.legend(ncols=2, fontsize="small", frameon=False)
-    fresh = folder / ".loss.new.png"
-    figure.savefig(fresh, dpi=130)
-    os.replace(fresh, folder / "loss.png")

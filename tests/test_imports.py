@@ -26,7 +26,8 @@ _layer("nn", sees="manifolds discrete")
 _layer("sampling", "guidance", sees="paths coupling")
 _layer("flow", "gflownet", sees="sampling guidance nn")
 _layer("checkpoint", sees="flow gflownet")
-_layer("training", sees="checkpoint")
+_layer("curves")
+_layer("training", sees="checkpoint curves")
 _layer("testing", sees="flow gflownet")
 _layer("cli")  # tasks come through entry points; nothing else is needed, so the help is quick
 _layer("__init__", sees="training testing")  # the flat public names

@@ -24,7 +24,7 @@ from manifoldflow.training import TrainConfig, fit
 
 TESTS = Path(__file__).resolve().parent
 SPHERE = mf.Sphere(3)
-PLOT = training._plot
+PLOT = training.plot_losses
 CURVE = ("step", "loss", "flow", "rate", "val_loss")
 
 
@@ -79,7 +79,7 @@ def weights(folder: Path) -> Tensor:
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture takes longer than the run; one test asks for it."""
-    monkeypatch.setattr(training, "_plot", lambda folder: None)
+    monkeypatch.setattr(training, "plot_losses", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +353,7 @@ def test_a_run_leaves_its_curve_a_picture_and_a_model(tmp_path: Path) -> None:
     assert [int(row["step"]) for row in checks] == [4, 8, 12, 16, 20]
     PLOT(tmp_path)
     picture = imread(tmp_path / "loss.png")
-    assert picture.shape[:2] == (585, 1040) and (picture[..., :3].min(-1) < 0.5).mean() > 0.005  # lines were drawn
+    assert picture.shape[:2] == (585, 1170) and (picture[..., :3].min(-1) < 0.5).mean() > 0.005  # lines were drawn
     facts = checkpoint.read_metadata(tmp_path / "model.safetensors")["training"]
     assert facts["data"] == "random" and facts["step"] == 20 and facts["train"]["learning_rate"] == 1e-3
     again = mf.load(tmp_path / "model.safetensors", into=sphere_flow())

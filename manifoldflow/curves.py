@@ -1,0 +1,60 @@
+"""The curves of a training run: ``metrics.csv``, one row per logged step, and ``loss.png``."""
+
+import csv
+import os
+from pathlib import Path
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The complete rows of a table; a row that a crash cut off is left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("step", "").isdigit()]
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Replace a table, whole or not at all; its columns are all that the rows have."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    fresh = path.with_name(f".{path.name}.new")
+    with fresh.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(fresh, path)
+
+
+def plot_losses(folder: Path) -> None:
+    """``loss.png`` from ``metrics.csv``, validation dashed in the colour of training; left out where matplotlib is not
+    installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    rows = read_rows(folder / "metrics.csv")
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    skip = {"step", "minutes", "rate", "elements_per_s"}
+    names = dict.fromkeys(k for row in rows for k in row if k not in skip)
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(n.removeprefix("val_") for n in names))}
+    for name in names:
+        points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        if points:
+            kind, is_total = name.removeprefix("val_"), name in ("loss", "val_loss")
+            axes.plot(
+                *zip(*points, strict=True),
+                label=name,
+                color=colours[kind],
+                linewidth=2 if is_total else 1,
+                alpha=1 if name != kind or is_total else 0.5,
+                linestyle="-" if name == kind else "--",
+            )
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    if rows:
+        figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    fresh = folder / ".loss.new.png"
+    figure.savefig(fresh, dpi=130)
+    os.replace(fresh, folder / "loss.png")
