@@ -19,7 +19,7 @@ from tasks.proteins.batches import TokenBatches
 from tasks.proteins.data import ProteinDataset, collate, split_by_cluster
 from tasks.proteins.flow import ProteinConfig, build
 
-DEFAULT_STEPS = 100
+DEFAULT_STEPS = 30
 
 
 def train(
@@ -132,7 +132,7 @@ def sample(
         out: folder for the files (made if needed).
         length: residues per backbone, a number or a list such as [80,100]; `num` backbones are made of each.
         num: backbones per length.
-        steps: sampling steps; more is slower and somewhat better.
+        steps: sampling steps; more make more helix and longer shapes (see the table in tasks/proteins/README.md).
         checkpoint: a model file, or the name of an embedded one.
         seed: of the random draws; the same seed gives the same backbones.
         motif: residues of `--structure` to keep, such as `20/A92-99/16/A47-54`: numbers are free residues, the rest of

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
+from tasks.proteins.commands import DEFAULT_STEPS
 from tasks.proteins.geometry import atoms_from_frames
 from tasks.proteins.reference import Reference, write_text
 from tasks.proteins.relax import relax
@@ -33,7 +34,7 @@ def run(
     out: str | Path,
     *,
     num: int = 8,
-    steps: int = 100,
+    steps: int = DEFAULT_STEPS,
     seed: int = 0,
     threads: int | None = None,
     checkpoint: str = "proteins",
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write (default: build/demo)")
     parser.add_argument("--num", type=int, default=8, help="number of backbones (default: 8)")
-    parser.add_argument("--steps", type=int, default=100, help="sampling steps (default: 100)")
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS, help=f"sampling steps (default: {DEFAULT_STEPS})")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: 0)")
     parser.add_argument("--threads", type=int, default=None, help="processor threads (default: torch's choice)")
     parser.add_argument(
