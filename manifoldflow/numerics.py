@@ -67,7 +67,10 @@ def cos_of_square(squared: Tensor) -> Tensor:
 
 def tiny_square(dtype: torch.dtype) -> float:
     """What :func:`smooth_norm` adds under its root: so small that 1 / r**3 of the root r is still finite."""
-    return torch.finfo(dtype).tiny ** 0.63
+    return _TINY_SQUARE[dtype]
+
+
+_TINY_SQUARE = {dtype: torch.finfo(dtype).tiny ** 0.63 for dtype in (*HALF, torch.float32, torch.float64)}
 
 
 def smooth_norm(x: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ def simulate(
     x = pin(x, known, known_mask)
     path = [x]
     for number, (t, s) in enumerate(pairwise(grid.unbind(0)), start=1):
-        x = pin(kernel(x, t, s, mask=mask, cond=cond, generator=generator), known, known_mask)
+        x = kernel(x, t, s, mask=mask, cond=cond, generator=generator)
+        if known is not None:
+            x = pin(x, known, known_mask)
         if trajectory:
             path.append(x)
         if callback is not None:
