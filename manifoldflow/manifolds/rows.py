@@ -28,14 +28,14 @@ def pays(x: Tensor) -> bool:
     return for_compiler(x) and x.numel() >= FEW
 
 
-def compiled_as(by_rows: Callable[..., Any]) -> Callable[[F], F]:
-    """Replace a method of tensors with 2 to 4 numbers in the last axis under ``torch.compile`` on a CPU, unless small;
-    eager mode is not touched."""
+def compiled_as(by_rows: Callable[..., Any], least: int = 0) -> Callable[[F], F]:
+    """Replace a method of tensors with 2 to 4 numbers in the last axis under ``torch.compile`` on a CPU if there
+    are ``least`` numbers or more; eager mode is not touched."""
 
     def decorate(method: F) -> F:
         @functools.wraps(method)
         def wrapped(self: Any, x: Tensor, y: Tensor, *rest: Any) -> Any:
-            if pays(x) and x.ndim > 1 and y.ndim > 1 and 2 <= x.shape[-1] <= 4:
+            if for_compiler(x) and x.numel() >= least and x.ndim > 1 and y.ndim > 1 and 2 <= x.shape[-1] <= 4:
                 return by_rows(x, y, *rest)
             return method(self, x, y, *rest)
 

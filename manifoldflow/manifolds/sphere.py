@@ -10,6 +10,7 @@ from manifoldflow.manifolds import compiled
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.rows import compiled_as
 from manifoldflow.numerics import (
+    FEW,
     cos_of_square,
     cosc_of_square,
     dot,
@@ -48,7 +49,7 @@ class Sphere(Manifold):
         return torch.eye(1, self.dim + 1, dtype=dtype, device=device).squeeze(0).expand(*shape, self.dim + 1)
 
     @in_full_precision
-    @compiled_as(compiled.sphere_exp)
+    @compiled_as(compiled.sphere_exp, least=FEW)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         r"""Follow the geodesic from ``x`` with velocity ``u`` for unit time: :math:`\cos|u|\, x + \sin|u|\, u/|u|`."""
         r = smooth_norm(u)
