@@ -7,13 +7,14 @@ from manifoldflow.distributions import IGSO3, Normal, Uniform, WrappedNormal
 from manifoldflow.flow import Flow
 from manifoldflow.manifolds import SO3, Centered, Euclidean, Simplex, Sphere, Torus, UnitQuaternion
 from manifoldflow.paths import Cosine, Exponential, Geodesic, Linear, PathPoint, Polynomial
-from manifoldflow.sampling import linear_grid, ode_kernel, simulate
+from manifoldflow.sampling import Adaptive, linear_grid, ode_kernel, simulate
 
 __version__ = "0.1.0"
 
 __all__ = [
     "IGSO3",
     "SO3",
+    "Adaptive",
     "Align",
     "Centered",
     "Cosine",

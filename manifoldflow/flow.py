@@ -1,8 +1,9 @@
-"""Flow: a source, a path and a network on named spaces, with the three verbs loss, sample and (to come) log_prob."""
+"""Flow: a source, a path and a network on named spaces, with the three verbs loss, sample and log_prob."""
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,10 +14,29 @@ from manifoldflow.distributions import Normal, Uniform
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
 from manifoldflow.paths import Geodesic, PathPoint
+from manifoldflow.sampling.likelihood import (
+    ROWS,
+    Adaptive,
+    Directions,
+    Divergence,
+    divergence,
+    log_density_change,
+    log_density_change_adaptive,
+)
 from manifoldflow.sampling.simulate import simulate
 from manifoldflow.sampling.steps import METHODS, Step, get_step
 from manifoldflow.sampling.timegrid import linear_grid
-from manifoldflow.state import State, expand_mask, fields, first_tensor, like, map_state, masked_mean, where_mask
+from manifoldflow.state import (
+    SINGLE,
+    State,
+    expand_mask,
+    fields,
+    first_tensor,
+    like,
+    map_state,
+    masked_mean,
+    where_mask,
+)
 
 Predicts = Literal["velocity", "endpoint"]
 Pin = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -343,6 +363,173 @@ class Flow(nn.Module):
         )
         return (x, mask) if lengths is not None else x
 
+    # ---------------------------------------------------------------- likelihood
+
+    def velocity(
+        self, x: State, t: Tensor, *, mask: Tensor | None = None, cond: Any = None, known_mask: Tensor | None = None
+    ) -> State:
+        """The tangent field that sampling follows, at a scalar time ``t`` (or times ``(B,)``)."""
+        first = first_tensor(x)
+        pred = fields(self.predict(x, t.expand(first.shape[0]).to(first.dtype), mask=mask, cond=cond))
+        return like({n: self.path[n].velocity(pred[n], v, t) for n, v in fields(x).items()}, x)
+
+    def log_prob(
+        self,
+        x: State,
+        *,
+        steps: int = 100,
+        times: Tensor | Sequence[float] | None = None,
+        method: str | Step | Adaptive = "rk4",
+        divergence: Divergence = "exact",
+        probes: int = 1,
+        trace_every: int = 2,
+        t_max: float | None = None,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+        differentiable: bool | None = None,
+        return_error: bool = False,
+        rows: int = ROWS,
+    ) -> Any:
+        r"""Log-density of data points in nats, with respect to the Riemannian volume of the spaces (as the sources' own).
+
+        .. math:: \log p_1(x) = \log p_0(x_0) - \int_0^1 \mathrm{div}\, v(x_t, t)\, dt
+
+        along the trajectory that ends at ``x``, solved backward (Chen et al. 2018; Mathieu & Nickel 2020). A set
+        ``(B, N, ...)`` and a state of several fields have one density each. On :class:`UnitQuaternion` it is the density of
+        rotations, the same number as on :class:`SO3`, if the network takes q and -q for the same. What has no exact density
+        (discrete fields) will have a bound, ``elbo``.
+
+        Args:
+            x: points ``(B, ..., *event)`` per field, on the manifold.
+            steps: number of steps of an equally spaced grid from ``t_max`` to 0.
+            times: a decreasing grid instead, ``(steps + 1,)``; finer near 1 for data of a small scale.
+            method: ``"rk4"``, ``"midpoint"``, ``"heun"``, ``"euler"``, or :class:`manifoldflow.Adaptive` for error control.
+            divergence: ``"exact"`` (one forward-mode product per dimension of the state) or ``"hutchinson"`` (an unbiased
+                estimate from random tangents, drawn anew at every time, so that their noise averages out).
+            probes: number of random tangents.
+            trace_every: take the divergence at every such time of the grid; 1 for fields that change fast in time.
+            t_max: time at which ``x`` is taken to live. 1 for velocity predictions; 0.99 for endpoint predictions, whose
+                velocity has a pole at 1. Numbers at different ``t_max`` do not compare.
+            mask: bool ``(B, N)`` of real elements.
+            cond: condition for the model.
+            generator: of the random tangents.
+            differentiable: keep the graph, through ``x`` and the parameters; by default if ``x`` requires a gradient. Steps
+                are recomputed in the backward pass, so memory grows by one state per step.
+            return_error: also return an estimate of the solver's error, the difference to half as many steps.
+            rows: bound on the elements (samples x set size x directions) that go through the network at once, and so on
+                memory; results do not depend on it.
+
+        Returns:
+            Log-densities ``(B,)``, or ``(log-densities, errors)``.
+
+        Raises:
+            ValueError: a point lies off its manifold, or the grid is not decreasing.
+        """
+        first = first_tensor(x)
+        if set(fields(x)) != set(self.path):
+            raise ValueError(f"log_prob needs all fields of the flow, {list(self.path)}, got {list(fields(x))}")
+        with_graph = first.requires_grad if differentiable is None else differentiable
+        grid = self._backward_grid(steps, times, t_max)
+        plans: list[tuple[list[float], Any]]
+        if return_error and isinstance(method, Adaptive):
+            fine = method._replace(rtol=0.1 * method.rtol, atol=0.1 * method.atol)
+            plans = [(grid, fine), (grid, method)]
+        elif return_error:
+            if len(grid) < 3:
+                raise ValueError("return_error compares with half as many steps, so it needs at least 2")
+            plans = [(grid, method), ([*grid[:-1:2], grid[-1]], method)]
+        else:
+            plans = [(grid, method)]
+        is_set = first.ndim > 1 + next(iter(self.path.values())).space.event_ndim
+        size = max(1, rows // (first.shape[1] if is_set else 1))
+        values = []
+        with torch.set_grad_enabled(with_graph), torch.autocast(first.device.type, enabled=False):
+            for name, value in fields(x).items():
+                self.path[name].space.check(value.detach() if mask is None else value.detach()[mask])
+            for plan, solver in plans:
+                parts = [
+                    self._log_prob(
+                        part, plan, solver, divergence, probes, trace_every, m, c, generator, rows, with_graph
+                    )
+                    for part, m, c in _parts(x, mask, cond, size)
+                ]
+                values.append(torch.cat(parts))
+        return (values[0], (values[0] - values[1]).abs()) if return_error else values[0]
+
+    def _backward_grid(self, steps: int, times: Tensor | Sequence[float] | None, t_max: float | None) -> list[float]:
+        if times is None:
+            ends = any(p.predicts == "endpoint" for p in self.path.values())
+            start = t_max if t_max is not None else (0.99 if ends else 1.0)
+            if not 0 < start <= 1:
+                raise ValueError(f"t_max must lie in (0, 1], got {start}")
+            return linear_grid(steps, start, 0.0, dtype=torch.float64).tolist()
+        grid = torch.as_tensor(times, dtype=torch.float64).tolist()
+        if len(grid) < 2 or any(b >= a for a, b in pairwise(grid)):
+            raise ValueError("times must decrease, from the time of the data (1) to that of the source (0)")
+        return grid
+
+    def _log_prob(
+        self,
+        x: State,
+        grid: list[float],
+        method: Any,
+        kind: Divergence,
+        probes: int,
+        trace_every: int,
+        mask: Tensor | None,
+        cond: Any,
+        generator: torch.Generator | None,
+        rows: int,
+        with_graph: bool,
+    ) -> Tensor:
+        def velocity(at: State, when: Tensor) -> State:
+            return self.velocity(at, when, mask=mask, cond=cond)
+
+        def take(at: State, when: Tensor) -> tuple[State, Tensor]:
+            return divergence(
+                velocity,
+                self.spaces,
+                at,
+                when,
+                kind=kind,
+                probes=probes,
+                mask=mask,
+                generator=generator,
+                rows=rows,
+                push=self._push(mask, cond),
+            )
+
+        if isinstance(method, Adaptive):
+            x0, gained = log_density_change_adaptive(self.spaces, x, grid[0], grid[-1], method, take)
+        else:
+            x0, gained = log_density_change(
+                velocity, self.spaces, x, grid, method=method, trace_every=trace_every, take=take, recompute=with_graph
+            )
+        total = gained
+        for name, value in fields(x0).items():
+            space = self.path[name].space
+            element = self.source[name].log_prob(value, mask=mask)
+            warp = space.log_volume_element(value) - space.log_volume_element(fields(x)[name])
+            for part in (element, where_mask(mask, warp, torch.zeros_like(warp))):
+                total = total + (part.flatten(1).sum(-1) if part.ndim > 1 else part)
+        return total
+
+    def _push(self, mask: Tensor | None, cond: Any) -> Any:
+        """The network's own derivative along directions, where it has one and its output is the velocity."""
+        own = getattr(self.model, "push_forward", None)
+        path = next(iter(self.path.values()))
+        plain = path.predicts == "velocity" and getattr(path, "sample_schedule", None) is None
+        if own is None or mask is not None or isinstance(self.spaces, Mapping) or not plain:
+            return None
+
+        def push(x: State, t: Tensor, directions: Directions) -> tuple[State, dict[str, Tensor]]:
+            time = t.expand(first_tensor(x).shape[0]).to(first_tensor(x).dtype)
+            v, dv = own(x, time, directions.moves[SINGLE], **({} if cond is None else {"cond": cond}))
+            return v, {SINGLE: dv}
+
+        return push
+
     # ---------------------------------------------------------------- internals
 
     def _fit_known(self, x: State, known: State, known_mask: Tensor | None) -> tuple[State, Tensor | None]:
@@ -458,6 +645,20 @@ def _per_field(value: Any, names: Mapping[str, Any], what: str, default: Any) ->
     if unknown := set(value) - set(names):
         raise ValueError(f"{what} names unknown fields {sorted(unknown)}; the fields are {list(names)}")
     return {name: value.get(name, default) for name in names}
+
+
+def _parts(x: State, mask: Tensor | None, cond: Any, size: int) -> Iterator[tuple[State, Tensor | None, Any]]:
+    """Pieces of a batch of at most ``size`` samples; conditions whose first axis is the batch are cut with it."""
+    batch = first_tensor(x).shape[0]
+
+    def cut(value: Any, at: int) -> Any:
+        if isinstance(value, Mapping):
+            return {key: cut(v, at) for key, v in value.items()}
+        belongs = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch
+        return value[at : at + size] if belongs else value
+
+    for at in range(0, max(batch, 1), size):
+        yield cut(x, at), cut(mask, at), cut(cond, at)
 
 
 def _default_source(space: Manifold) -> Any:

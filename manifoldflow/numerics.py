@@ -150,3 +150,22 @@ def polar_angle(sine: Tensor, cosine: Tensor) -> Tensor:
     is_obtuse = cosine < 0
     acute = 2 * torch.atan(sine / ((sine * sine + cosine * cosine).sqrt() + torch.where(is_obtuse, -cosine, cosine)))
     return torch.where(is_obtuse, math.pi - acute, acute)
+
+
+def push_along(function: Callable[..., Any], points: tuple[Tensor, ...], moves: tuple[Tensor, ...]) -> tuple[Any, Any]:
+    """A function's value at ``points`` and its derivatives along D directions at once, by forward mode.
+
+    Args:
+        function: of as many tensors as there are points; returns a tensor or a tuple of them.
+        points: where.
+        moves: ``(D, *shape of the point)`` for each point.
+
+    Returns:
+        The value, and derivatives with a new first axis D. The value is computed once, not D times.
+    """
+
+    def along(*move: Tensor) -> Any:
+        return torch.func.jvp(function, points, move)
+
+    out_dims: Any = (None, 0)
+    return torch.func.vmap(along, out_dims=out_dims)(*moves)

@@ -99,6 +99,38 @@ class Manifold:
         """An orthonormal basis of the tangent space at ``x``, shape ``(..., dim, *tangent_event)``."""
         raise NotImplementedError
 
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`\log |\det (d\exp_x)_u|`, the factor by which exp stretches volumes at the tangent ``u``, ``(...)``.
+
+        0 on flat spaces, -inf at conjugate points.
+        """
+        raise NotImplementedError(f"{self} has no closed form of the volume factor of exp")
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        """Whether the geodesic with velocity ``u`` is the shortest way to its end, i.e. ends before the cut locus; ``(...)``."""
+        raise NotImplementedError(f"{self} has no closed form of its cut locus")
+
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""What the divergence of a tangent field v is made of: :math:`\sum_k \langle d_k, D_{m_k} v \rangle`.
+
+        For an orthonormal frame :math:`e_k` of the tangent space, the velocity :math:`m_k` of the *point* that moves along
+        :math:`e_k`, and the covector :math:`d_k` that takes the k-th coordinate of a tangent's rate of change.
+
+        Returns:
+            Moves ``(..., dim, *event)`` and duals ``(..., dim, *tangent_event)``. Both are :meth:`tangent_basis` here, which
+            is right wherever tangents are velocities of points and the metric is that of the surrounding space.
+        """
+        basis = self.tangent_basis(x)
+        return basis, basis
+
+    def log_volume_element(self, x: Tensor) -> Tensor:
+        r""":math:`\log\sqrt{\det g}` in the coordinates in which the sum of :meth:`frame_moves` is the divergence, ``(...)``.
+
+        0 wherever that sum is the Riemannian divergence already. In general
+        :math:`\mathrm{div}\, v = \sum_k \langle d_k, D_{m_k} v\rangle + D_v \log\sqrt{\det g}`.
+        """
+        return torch.zeros(x.shape[: x.ndim - self.event_ndim], dtype=x.dtype, device=x.device)
+
     def residual(self, x: Tensor) -> Tensor:
         """How far ``x`` is off the manifold, shape ``(...)``; 0 on it."""
         raise NotImplementedError

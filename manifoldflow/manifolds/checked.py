@@ -95,6 +95,13 @@ class Checked(Manifold):
         self._look("tangent_basis", x)
         return self.manifold.tangent_basis(x)
 
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self._look("frame_moves", x)
+        return self.manifold.frame_moves(x)
+
+    def log_volume_element(self, x: Tensor) -> Tensor:
+        return self.manifold.log_volume_element(x)
+
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         self._look("to_tangent", x)
         return self.manifold.to_tangent(x, u)

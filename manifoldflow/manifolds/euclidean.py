@@ -56,6 +56,12 @@ class Euclidean(Manifold):
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], self.d, self.d)
 
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.zeros_like(u[..., 0])
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.ones_like(u[..., 0], dtype=torch.bool)
+
     def residual(self, x: Tensor) -> Tensor:
         return torch.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
 

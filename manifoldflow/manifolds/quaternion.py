@@ -17,7 +17,7 @@ from manifoldflow.manifolds.rotation import (
     rotvec_to_quaternion,
 )
 from manifoldflow.manifolds.rows import compiled_as
-from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm
+from manifoldflow.numerics import cosc_of_square, dot, in_full_precision, polar_angle, smooth_norm
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,19 @@ class UnitQuaternion(Manifold):
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(3, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 3, 3)
+
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``q (0, e_k) / 2`` and ``e_k``: the frame of left-invariant fields, which have no divergence of their own."""
+        frame = self.tangent_basis(x)
+        pure = torch.nn.functional.pad(0.5 * frame, (1, 0))
+        return quaternion_multiply(x.unsqueeze(-2), pure), frame
+
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`\log \frac{2 - 2\cos r}{r^2}`, r = |u|."""
+        return (2 * cosc_of_square(dot(u, u))).log().squeeze(-1)
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        return dot(u, u).squeeze(-1) < math.pi**2
 
     def residual(self, x: Tensor) -> Tensor:
         return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()

@@ -121,6 +121,20 @@ class Simplex(Manifold):
         r"""The rate of change :math:`\dot p` of the probabilities that belongs to the tangent ``u``."""
         return u if self._is_flat else _root(x) * u
 
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        basis = self.tangent_basis(x)
+        return (basis if self._is_flat else _root(x).unsqueeze(-2) * basis), basis
+
+    def log_volume_per_lebesgue(self, x: Tensor) -> Tensor:
+        r"""Logarithm of the Riemannian volume over :math:`dp_1 \dots dp_{K-1}`, ``(...)``: add it to a log-density with
+        respect to the volume to get the one that papers print.
+
+        Flat: :math:`\tfrac12 \log K`. Fisher-Rao: :math:`-\tfrac12 \sum_k \log p_k`, infinite on the boundary.
+        """
+        if self._is_flat:
+            return torch.full(x.shape[:-1], 0.5 * math.log(self.categories), dtype=x.dtype, device=x.device)
+        return -0.5 * x.log().sum(-1)
+
     def residual(self, x: Tensor) -> Tensor:
         """The larger of |sum - 1| and the most negative entry."""
         return (x.sum(-1) - 1).abs().maximum((-x).amax(-1))

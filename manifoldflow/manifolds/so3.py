@@ -10,6 +10,7 @@ from manifoldflow.manifolds import compiled
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.rotation import (
     compose,
+    hat,
     inverse_right_jacobian,
     matrix_to_rotvec,
     quaternion_to_matrix,
@@ -18,7 +19,7 @@ from manifoldflow.manifolds.rotation import (
 )
 from manifoldflow.manifolds.rotation_rows import matrix_of_quaternion, power, quaternion_of_matrix
 from manifoldflow.manifolds.rows import compiled_as, matrices, rows, times
-from manifoldflow.numerics import in_full_precision
+from manifoldflow.numerics import cosc_of_square, dot, in_full_precision
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,18 @@ class SO3(Manifold):
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(3, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], 3, 3)
+
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``R hat(e_k)`` and ``e_k``: the frame of left-invariant fields, which have no divergence of their own."""
+        frame = self.tangent_basis(x)
+        return compose(x.unsqueeze(-3), hat(frame)), frame
+
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`\log \frac{2 - 2\cos r}{r^2}`, r = |u|."""
+        return (2 * cosc_of_square(dot(u, u))).log().squeeze(-1)
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        return dot(u, u).squeeze(-1) < math.pi**2
 
     def residual(self, x: Tensor) -> Tensor:
         identity = torch.eye(3, dtype=x.dtype, device=x.device)

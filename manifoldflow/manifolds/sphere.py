@@ -133,6 +133,13 @@ class Sphere(Manifold):
         sine = smooth_norm(tangential)
         return tangential, sine, polar_angle(sine, cosine)
 
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`(d - 1) \log |\sin r / r|`, r = |u|."""
+        return (self.dim - 1) * sinc_of_square(dot(u, u)).abs().log().squeeze(-1)
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        return dot(u, u).squeeze(-1) < math.pi**2
+
     def residual(self, x: Tensor) -> Tensor:
         """How far the length is from 1."""
         return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()

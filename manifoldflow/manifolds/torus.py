@@ -86,6 +86,13 @@ class Torus(Manifold):
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], self.d, self.d)
 
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.zeros_like(u[..., 0])
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        """Every entry shorter than half of the period."""
+        return u.abs().amax(-1) < 0.5 * self.period
+
     def residual(self, x: Tensor) -> Tensor:
         """How far an entry lies outside [0, period)."""
         return (x.clamp(0, self.period) - x).abs().amax(-1)

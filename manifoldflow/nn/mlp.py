@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.torus import Torus
+from manifoldflow.nn.features import Coordinates, PointFeatures
+from manifoldflow.numerics import push_along
 
 
 class TangentMLP(nn.Module):
     r"""A velocity field on a manifold: an MLP of the point and the time, projected onto the tangent space.
 
-    Time enters through Fourier features, points of a torus through :math:`\sin, \cos` of their angle, so that the field
-    is periodic.
+    Time enters through Fourier features, the point through ``features``: its coordinates by default (with
+    :math:`\sin, \cos` of angles on a torus and quadratic monomials of a quaternion, so that the field is a function of
+    the point and not of its representative).
 
     Args:
         manifold: the space.
@@ -22,17 +24,25 @@ class TangentMLP(nn.Module):
         depth: number of hidden layers.
         condition: size of a condition vector ``cond`` ``(B, condition)``, 0 for none.
         frequencies: Fourier features of the time, and harmonics of a torus coordinate.
+        features: what the network sees of a point, such as :class:`FourierFeatures` for densities with fine detail.
     """
 
     def __init__(
-        self, manifold: Manifold, width: int = 256, depth: int = 5, *, condition: int = 0, frequencies: int = 4
+        self,
+        manifold: Manifold,
+        width: int = 256,
+        depth: int = 5,
+        *,
+        condition: int = 0,
+        frequencies: int = 4,
+        features: PointFeatures | None = None,
     ) -> None:
         super().__init__()
         if depth < 1 or width < 1:
             raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
         self.manifold, self.condition, self.frequencies = manifold, condition, frequencies
-        point = math.prod(manifold.event_shape) * (2 * frequencies if isinstance(manifold, Torus) else 1)
-        sizes = [point + 2 * frequencies + condition] + [width] * depth
+        self.features = features or Coordinates(manifold, harmonics=frequencies)
+        sizes = [self.features.size + 2 * frequencies + condition] + [width] * depth
         layers: list[nn.Module] = []
         for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.SiLU()]
@@ -43,22 +53,47 @@ class TangentMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
+        inputs = torch.cat([self.features(x), *self._rest(x, t, cond, batch)], -1)
+        return self.manifold.to_tangent(x, self.net(inputs).reshape(*batch, *self.tangent_shape))
+
+    def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The velocity and its derivatives along ``moves`` of the points.
+
+        By hand through the layers: forward mode of PyTorch takes the exponentials of every activation again for every
+        direction, and needs 1.3 to 1.8 times as long.
+
+        Args:
+            x, t, cond: as for the call.
+            moves: ``(D, *x.shape)``, tangent velocities of the points.
+
+        Returns:
+            Velocities ``(..., *tangent)`` and derivatives ``(D, ..., *tangent)``.
+        """
+        batch = x.shape[: x.ndim - self.manifold.event_ndim]
+        point, pushed = push_along(self.features, (x,), (moves,))
+        rest = torch.cat(self._rest(x, t, cond, batch), -1)
+        value = torch.cat([point, rest], -1)
+        pushed = torch.nn.functional.pad(pushed, (0, rest.shape[-1]))
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                value, pushed = layer(value), pushed @ layer.weight.mT
+            else:  # SiLU
+                gate = value.sigmoid()
+                value, pushed = value * gate, pushed * (gate * (1 + value * (1 - gate)))
+        value = value.reshape(*batch, *self.tangent_shape)
+        pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
+        return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
+
+    def _rest(self, x: Tensor, t: Tensor, cond: Tensor | None, batch: torch.Size) -> list[Tensor]:
+        """What the network sees besides the point."""
         harmonics = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
-        point = x.flatten(-self.manifold.event_ndim) if self.manifold.event_ndim > 1 else x
-        if isinstance(self.manifold, Torus):
-            phase = (point.unsqueeze(-1) * (2 * math.pi / self.manifold.period) * harmonics).flatten(-2)
-            point = torch.cat([phase.sin(), phase.cos()], -1)
-        time = (
-            t.to(x.dtype).reshape(t.shape + (1,) * (len(batch) - t.ndim)).expand(batch).unsqueeze(-1)
-            * harmonics
-            * math.pi
-        )
-        parts = [point, time.sin(), time.cos()]
+        time = t.to(x.dtype).reshape(t.shape + (1,) * (len(batch) - t.ndim)).expand(batch).unsqueeze(-1)
+        phase = time * harmonics * math.pi
+        parts = [phase.sin(), phase.cos()]
         if self.condition:
             if cond is None:
                 raise ValueError(f"this network needs cond= of shape (B, {self.condition})")
             parts.append(cond)
         elif cond is not None:
             raise ValueError("this network takes no condition; build it with condition=")
-        out = self.net(torch.cat(parts, -1)).reshape(*batch, *self.tangent_shape)
-        return self.manifold.to_tangent(x, out)
+        return parts

@@ -1,0 +1,397 @@
+r"""The log-density of a flow: the source's, plus the divergence gathered on the way back.
+
+Along a trajectory :math:`\dot x = v(x, t)` the density changes by :math:`\frac{d}{dt} \log p_t(x_t) = -\mathrm{div}\, v`
+(Chen et al. 2018; Mathieu & Nickel 2020 on manifolds), so
+
+.. math:: \log p_1(x_1) = \log p_0(x_0) - \int_0^1 \mathrm{div}\, v(x_t, t)\, dt.
+
+The divergence is the trace of the derivative of v in an orthonormal frame of the tangent space
+(:meth:`Manifold.frame_moves`), each column one forward-mode product, or an estimate from random tangents (Hutchinson).
+
+The trajectory needs several velocities a step, the integral of a smooth function of time does not need several
+divergences: they are taken on the grid alone, by default at every second time, and integrated with a quadrature of
+fourth order. A divergence costs as much as ``dim + 1`` velocities, so this is most of the speed
+(benchmarks/likelihood_vs_jacrev.py).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from manifoldflow.manifolds.euclidean import Centered
+from manifoldflow.numerics import push_along
+from manifoldflow.sampling.steps import Step, get_step
+from manifoldflow.state import State, expand_mask, fields, first_tensor, like
+
+Velocity = Callable[[State, Tensor], State]
+Divergence = Literal["exact", "hutchinson"]
+
+ROWS = 2**14
+"""Elements (samples x set size x directions) that go through the network at once unless told otherwise."""
+
+
+class Directions(NamedTuple):
+    """Tangent directions of a state, and what the derivative of the velocity along them is multiplied with.
+
+    Attributes:
+        moves: velocities of the points, ``(D, *shape of the field)`` per field.
+        duals: ``(D, *shape of the field's tangents)`` per field.
+    """
+
+    moves: dict[str, Tensor]
+    duals: dict[str, Tensor]
+
+
+Pushforward = Callable[[State, Tensor, Directions], tuple[State, dict[str, Tensor]]]
+"""(x, t, directions) -> the velocity and its derivatives along all directions, ``(D, ...)`` per field."""
+
+
+def forward_mode(velocity: Velocity) -> Pushforward:
+    """Derivatives of any velocity by forward-mode products."""
+
+    def push(x: State, t: Tensor, directions: Directions) -> tuple[State, dict[str, Tensor]]:
+        view = fields(x)
+        names = list(view)
+
+        def flat(*values: Tensor) -> tuple[Tensor, ...]:
+            made = fields(velocity(like(dict(zip(names, values, strict=True)), x), t))
+            return tuple(made[n] for n in names)
+
+        v, dv = push_along(flat, tuple(view[n] for n in names), tuple(directions.moves[n] for n in names))
+        return like(dict(zip(names, v, strict=True)), x), dict(zip(names, dv, strict=True))
+
+    return push
+
+
+def divergence(
+    velocity: Velocity,
+    spaces: Any,
+    x: State,
+    t: Tensor,
+    *,
+    kind: Divergence = "exact",
+    probes: int = 1,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    rows: int = ROWS,
+    push: Pushforward | None = None,
+) -> tuple[State, Tensor]:
+    r"""A velocity field and its divergence, in the coordinates of :meth:`Manifold.frame_moves`.
+
+    Exact: :math:`\sum_k \langle e_k, D_{e_k} v\rangle` over an orthonormal frame of all elements. Hutchinson: the mean
+    of :math:`\langle \epsilon, D_\epsilon v \rangle` over ``probes`` tangents with Rademacher coordinates; its expectation
+    is the same (Hutchinson 1989).
+
+    Args:
+        velocity: the field, ``(x, t) -> tangents``, differentiable in forward mode.
+        spaces: manifold of the state, or a dict of them.
+        x: state ``(B, ..., *event)`` per field.
+        t: scalar time.
+        kind, probes: how the trace is taken.
+        mask: bool ``(B, N)`` of real elements.
+        generator: of the probes.
+        rows: elements that go through the network at once.
+        push: a quicker way to the velocity and its derivatives than :func:`forward_mode`.
+
+    Returns:
+        The velocity and the divergence, ``(B,)``.
+    """
+    make = push or forward_mode(velocity)
+    total: Tensor | None = None
+    v: Any = None
+    at_once = max(1, rows // max(1, _elements(x)))
+    if kind == "hutchinson":
+        groups = random_directions(spaces, x, probes, mask, generator, at_once)
+    else:
+        groups = exact_directions(spaces, x, mask, at_once)
+    for directions in groups:
+        v, dv = make(x, t, directions)
+        part = _batch_sum([(directions.duals[n] * dv[n]).sum(0) for n in dv])
+        total = part if total is None else total + part
+    assert total is not None
+    return v, total / probes if kind == "hutchinson" else total
+
+
+def exact_directions(spaces: Any, x: State, mask: Tensor | None, most: int) -> list[Directions]:
+    """Every frame vector of every element, one at a time per sample, in groups of at most ``most``."""
+    view, space_of = fields(x), fields(spaces)
+    zeros = {n: torch.zeros_like(v) for n, v in view.items()}
+    groups = []
+    for name, value in view.items():
+        space = space_of[name]
+        moves, duals = space.frame_moves(value)
+        axis = value.ndim - space.event_ndim
+        moves, duals = moves.movedim(axis, 0), duals.movedim(axis, 0)  # (dim, B, ..., event)
+        others = {n: torch.zeros_like(_tangent_like(space_of[n], v)) for n, v in view.items() if n != name}
+        elements = math.prod(value.shape[1:axis])
+        for chosen in torch.arange(elements * moves.shape[0], device=value.device).split(most):
+            element, k = chosen // moves.shape[0], chosen % moves.shape[0]
+            move, dual = moves[k], duals[k]
+            if axis > 1:
+                here = torch.nn.functional.one_hot(element, elements).to(value.dtype)
+                here = here.reshape(len(chosen), 1, *value.shape[1:axis])
+                move, dual = move * expand_mask(here, move), dual * expand_mask(here, dual)
+            if isinstance(space, Centered):
+                move, dual = space.center(move, mask), space.center(dual, mask)
+            count = (len(chosen),)
+            groups.append(
+                Directions(
+                    {n: move if n == name else z.expand(count + z.shape) for n, z in zeros.items()},
+                    {n: dual if n == name else others[n].expand(count + others[n].shape) for n in view},
+                )
+            )
+    return groups
+
+
+def random_directions(
+    spaces: Any, x: State, probes: int, mask: Tensor | None, generator: torch.Generator | None, most: int
+) -> list[Directions]:
+    """Tangents with independent coordinates +1 or -1 in the frames of all elements and fields at once."""
+    moves, duals = {}, {}
+    for name, value in fields(x).items():
+        space = fields(spaces)[name]
+        move, dual = space.frame_moves(value)
+        axis = value.ndim - space.event_ndim
+        move, dual = move.movedim(axis, 0), dual.movedim(axis, 0)
+        shape = (probes, move.shape[0], *value.shape[:axis])
+        sign = torch.randint(0, 2, shape, generator=generator, device=value.device).to(value.dtype) * 2 - 1
+        moves[name] = (expand_mask(sign, move.unsqueeze(0)) * move).sum(1)
+        duals[name] = (expand_mask(sign, dual.unsqueeze(0)) * dual).sum(1)
+        if isinstance(space, Centered):
+            moves[name], duals[name] = space.center(moves[name], mask), space.center(duals[name], mask)
+    return [
+        Directions({n: m[at : at + most] for n, m in moves.items()}, {n: d[at : at + most] for n, d in duals.items()})
+        for at in range(0, probes, most)
+    ]
+
+
+def log_density_change(
+    velocity: Velocity,
+    spaces: Any,
+    x: State,
+    times: Sequence[float],
+    *,
+    method: str | Step = "rk4",
+    trace_every: int = 2,
+    take: Callable[[State, Tensor], tuple[State, Tensor]],
+    recompute: bool = False,
+) -> tuple[State, Tensor]:
+    r"""Carry ``x`` along ``times`` and integrate the divergence: :math:`(x(t_N), \int_{t_0}^{t_N} \mathrm{div}\, v\, dt)`.
+
+    Args:
+        velocity: the field.
+        spaces: manifold of the state, or a dict of them.
+        x: state at ``times[0]``.
+        times: the grid, either way round.
+        method: integrator of the trajectory.
+        trace_every: the divergence is taken at every such time of the grid, and at the last.
+        take: ``(x, t) -> (velocity, divergence (B,))``.
+        recompute: keep only the states for the backward pass and repeat every step there.
+    """
+    step = get_step(method)
+    nodes = trace_nodes(len(times), trace_every)
+    weights = dict(zip(nodes, quadrature_weights([times[i] for i in nodes]), strict=True))
+    reference = first_tensor(x)
+    grid = torch.tensor(times, dtype=reference.dtype, device=reference.device)
+    total = torch.zeros(reference.shape[0], dtype=reference.dtype, device=reference.device)
+
+    def move(x: State, t: Tensor, s: Tensor, weight: float | None) -> tuple[State, Tensor | None]:
+        if weight is None:
+            return step(velocity, spaces, x, t, s), None
+        v, div = take(x, t)
+        return step(_starting_with(v, velocity), spaces, x, t, s), weight * div
+
+    for i, (t, s) in enumerate(pairwise(grid.unbind(0))):
+        if recompute:
+            x, gained = checkpoint(move, x, t, s, weights.get(i), use_reentrant=False)
+        else:
+            x, gained = move(x, t, s, weights.get(i))
+        total = total if gained is None else total + gained
+    _, div = take(x, grid[-1])
+    return x, total + weights[len(times) - 1] * div
+
+
+def trace_nodes(count: int, every: int) -> list[int]:
+    """Indices of the grid at which the divergence is taken: both ends and every ``every``-th between them.
+
+    A grid of few steps gets them all: the quadrature has order 4 from four nodes on.
+    """
+    if every < 1:
+        raise ValueError(f"trace_every must be at least 1, got {every}")
+    nodes = list(range(0, count - 1, every)) if count > 3 * every else list(range(count - 1))
+    return [*nodes, count - 1]
+
+
+def quadrature_weights(nodes: Sequence[float]) -> list[float]:
+    """Weights of the integral over distinct monotone ``nodes``: exact for cubics, on any spacing (fewer nodes: lower degree).
+
+    Every interval is integrated by the polynomial through its four nearest nodes; equal spacing gives Gregory's rule.
+    """
+    t = np.asarray(nodes, dtype=np.float64)
+    weights = np.zeros(len(t))
+    width = min(4, len(t))
+    gauss, share = np.polynomial.legendre.leggauss(2)
+    for i in range(len(t) - 1):
+        first = min(max(i - 1, 0), len(t) - width)
+        near = t[first : first + width]
+        half = 0.5 * (t[i + 1] - t[i])
+        at = 0.5 * (t[i + 1] + t[i]) + half * gauss
+        for j in range(width):
+            others = np.delete(near, j)
+            lagrange = np.prod((at[:, None] - others) / (near[j] - others), axis=1)
+            weights[first + j] += half * float((share * lagrange).sum())
+    return weights.tolist()
+
+
+class Adaptive(NamedTuple):
+    """Steps of a controlled size.
+
+    Attributes:
+        rtol, atol: bounds on the estimated error of a step, in lengths of tangents and nats.
+        most: number of steps at which the solver gives up.
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    most: int = 2000
+
+
+# Dormand & Prince 1980, the pair of orders 5 and 4. Its seventh stage is the first of the next step.
+_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
+_STAGES = (
+    (1 / 5,),
+    (3 / 40, 9 / 40),
+    (44 / 45, -56 / 15, 32 / 9),
+    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+)
+_FIFTH = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
+_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+
+
+def log_density_change_adaptive(
+    spaces: Any,
+    x: State,
+    start: float,
+    end: float,
+    control: Adaptive,
+    take: Callable[[State, Tensor], tuple[State, Tensor]],
+) -> tuple[State, Tensor]:
+    r"""As :func:`log_density_change`, with steps that keep the estimated error of position and log-density in bounds.
+
+    Dormand-Prince 5(4) in normal coordinates around the current point, where both solutions of the pair lie in one flat
+    space, so the error estimate needs no distance on the manifold and keeps its order. One step size for the batch;
+    its control reads numbers from the device at every step.
+
+    Raises:
+        FloatingPointError: the step size fell to nothing, or ``control.most`` steps were not enough.
+    """
+    reference = first_tensor(x)
+    total = torch.zeros(reference.shape[0], dtype=reference.dtype, device=reference.device)
+
+    def time(value: float) -> Tensor:
+        return torch.tensor(value, dtype=reference.dtype, device=reference.device)
+
+    def pull(w: State, y: State, v: State) -> State:
+        view = fields(x)
+        made = {n: fields(spaces)[n].dexp_inv(view[n], fields(w)[n], fields(v)[n]) for n in view}
+        return like({n: made[n] for n in view}, y)
+
+    t, h = start, (end - start) / 50
+    first = take(x, time(t))
+    for _ in range(control.most):
+        h = math.copysign(min(abs(h), abs(end - t)), end - start)
+        slopes: list[tuple[State, Tensor]] = [first]
+        for node, weights in zip(_NODES[1:], _STAGES, strict=True):
+            w = _weighted([s for s, _ in slopes], weights, h)
+            y = _exp(spaces, x, w)
+            v, div = take(y, time(t + node * h))
+            slopes.append((pull(w, y, v), div))
+        w = _weighted([s for s, _ in slopes], _FIFTH, h)
+        y = _exp(spaces, x, w)
+        gained = h * sum(b * d for b, (_, d) in zip(_FIFTH, slopes, strict=True) if b)
+        last = take(y, time(t + h))
+        slopes.append((pull(w, y, last[0]), last[1]))
+        off = _weighted([s for s, _ in slopes], _ERROR, h)
+        off_log = h * sum(b * d for b, (_, d) in zip(_ERROR, slopes, strict=True) if b)
+        size = _lengths(w)
+        bound = control.atol + control.rtol * size
+        bound_log = control.atol + control.rtol * torch.as_tensor(gained).abs()
+        ratio = float(
+            torch.stack(
+                [(_lengths(off) / bound).square().mean().sqrt(), (off_log / bound_log).square().mean().sqrt()]  # type: ignore[operator]
+            ).max()
+        )
+        if ratio <= 1:
+            x, t, total, first = y, t + h, total + gained, last
+            if abs(end - t) < 1e-9:
+                return x, total
+        factor = 0.9 * max(ratio, 1e-6) ** -0.2 if math.isfinite(ratio) else 0.2
+        h *= min(5.0, max(0.2, factor))
+        if abs(h) < 1e-7:
+            break
+    raise FloatingPointError(
+        f"the adaptive solver stopped at t = {t:.6f} with a step of {abs(h):.1e}: the field is too stiff for "
+        f"rtol={control.rtol:g}, atol={control.atol:g}; loosen them or use steps= with a fixed method"
+    )
+
+
+def _weighted(tangents: Sequence[State], weights: Sequence[float], h: float) -> State:
+    out = {}
+    for name in fields(tangents[0]):
+        terms = [(h * b) * fields(v)[name] for b, v in zip(weights, tangents, strict=False) if b]
+        out[name] = torch.stack(terms).sum(0)
+    return like(out, tangents[0])
+
+
+def _exp(spaces: Any, x: State, u: State) -> State:
+    return like({n: fields(spaces)[n].exp(v, fields(u)[n]) for n, v in fields(x).items()}, x)
+
+
+def _lengths(u: State) -> Tensor:
+    """Length of the tangents of a sample, all fields together, ``(B,)``."""
+    return torch.stack([v.flatten(1).square().sum(-1) for v in fields(u).values()]).sum(0).sqrt()
+
+
+def _starting_with(v: State, velocity: Velocity) -> Velocity:
+    """``velocity``, whose first value is known already: the divergence was taken at the same place."""
+    known = [v]
+
+    def wrapped(x: State, t: Tensor) -> State:
+        return known.pop() if known else velocity(x, t)
+
+    return wrapped
+
+
+def _tangent_like(space: Any, value: Tensor) -> Tensor:
+    batch = value.shape[: value.ndim - space.event_ndim]
+    return value.new_zeros(batch + tuple(space.frame_moves(value)[1].shape[len(batch) + 1 :]))
+
+
+def _batch_sum(values: Sequence[Tensor]) -> Tensor:
+    """Sum over everything but the first axis, and over the fields."""
+    return torch.stack([v.flatten(1).sum(-1) if v.ndim > 1 else v for v in values]).sum(0)
+
+
+def _elements(x: State) -> int:
+    """Samples times the size of a set."""
+    value = first_tensor(x)
+    return math.prod(value.shape[:2]) if value.ndim > 2 else value.shape[0]
+
+
+__all__ = [
+    "Adaptive",
+    "Directions",
+    "divergence",
+    "forward_mode",
+    "log_density_change",
+    "log_density_change_adaptive",
+    "quadrature_weights",
+    "trace_nodes",
+]
