@@ -117,6 +117,11 @@ class Flow(nn.Module):
         self.source = {n: (given_source[n] or _default_source(s)).bind(s) for n, s in space_of.items()}
         self.path = {n: (given_path[n] or Geodesic()).bind(s, predicts_of[n]) for n, s in space_of.items()}
         self.coupling: Coupling = coupling or Independent()
+        for name, bound in self.path.items():
+            if getattr(bound, "average_targets", False) and (
+                not isinstance(self.source[name], Uniform) or not isinstance(self.coupling, Independent)
+            ):
+                raise ValueError("average_targets need a uniform source and the independent coupling")
         self.weights = dict(weights or {})
         if unknown := set(self.weights) - set(space_of):
             raise ValueError(f"weights name unknown fields {sorted(unknown)}; the fields are {list(space_of)}")
@@ -197,6 +202,8 @@ class Flow(nn.Module):
         generator: torch.Generator | None,
     ) -> Draw:
         batch, device = first.shape[0], first.device
+        if x0 is not None and any(getattr(p, "average_targets", False) for p in self.path.values()):
+            raise ValueError("average_targets assume independent pairs: train on stored pairs (x0=) without them")
         pinned = None if self.pin is None else self.pin(self._full_mask(first, mask), generator)
         x1 = self._center(x1, mask, pinned)
         if t is None:
