@@ -6,7 +6,7 @@ from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
 from manifoldflow.distributions import IGSO3, Normal, Uniform, WrappedNormal
 from manifoldflow.flow import Flow
 from manifoldflow.manifolds import SO3, Centered, Euclidean, Simplex, Sphere, Torus, UnitQuaternion
-from manifoldflow.paths import Cosine, Exponential, Geodesic, Linear, PathPoint, Polynomial
+from manifoldflow.paths import Cosine, Exponential, Geodesic, Late, Linear, PathPoint, Polynomial
 from manifoldflow.sampling import Adaptive, linear_grid, ode_kernel, simulate
 
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ __all__ = [
     "Flow",
     "Geodesic",
     "Independent",
+    "Late",
     "Linear",
     "MinibatchOT",
     "Normal",

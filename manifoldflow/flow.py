@@ -13,7 +13,7 @@ from manifoldflow.coupling import Coupling, Independent
 from manifoldflow.distributions import Normal, Uniform
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
-from manifoldflow.paths import Geodesic, PathPoint
+from manifoldflow.paths import Geodesic, Linear, PathPoint, Schedule
 from manifoldflow.sampling.likelihood import (
     ROWS,
     Adaptive,
@@ -85,6 +85,8 @@ class Flow(nn.Module):
             each prediction to the next step (Chen et al. 2023).
         pin: ``(mask, generator) -> bool (B, N)``: elements to show clean (at t = 1) in training, so that ``known=`` works.
         time_range: range of training times.
+        time_warp: training times are ``time_warp.k(u)`` of uniform u, and so are the default grids of ``sample`` and
+            ``log_prob``; :class:`Late` for data with fine detail. Default: as they are.
 
     Raises:
         ValueError: if the fields of spaces, source and path differ.
@@ -107,6 +109,7 @@ class Flow(nn.Module):
         self_condition: float = 0.0,
         pin: Pin | None = None,
         time_range: tuple[float, float] = (0.0, 1.0),
+        time_warp: Schedule | None = None,
     ) -> None:
         super().__init__()
         self.spaces = dict(spaces) if isinstance(spaces, Mapping) else spaces
@@ -129,6 +132,7 @@ class Flow(nn.Module):
         self.self_condition = self_condition
         self.pin = pin
         self.time_range = time_range
+        self.time_warp = time_warp or Linear()
         self.model = model
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -208,7 +212,8 @@ class Flow(nn.Module):
         x1 = self._center(x1, mask, pinned)
         if t is None:
             low, high = self.time_range
-            t = low + (high - low) * torch.rand(batch, dtype=first.dtype, device=device, generator=generator)
+            even = torch.rand(batch, dtype=first.dtype, device=device, generator=generator)
+            t = low + (high - low) * self.time_warp.k(even)
         if x0 is None:  # stored pairs stay as they are: the coupling made them
             shapes = {n: v.shape[: v.ndim - self.path[n].space.event_ndim] for n, v in fields(x1).items()}
             x0 = self.draw_source(shapes, mask=mask, generator=generator, dtype=first.dtype, device=device)
@@ -314,7 +319,7 @@ class Flow(nn.Module):
         Args:
             shape: number of samples, or batch shape ``(B, N)``.
             lengths: sizes of sets, one per sample; the result is then ``(x, mask)`` with ``x`` padded to the longest.
-            steps: number of steps of an equally spaced grid from 0 to 1.
+            steps: number of steps of a grid from 0 to 1, equally spaced up to ``time_warp``.
             times: a grid instead, ``(steps + 1,)``, increasing or decreasing.
             method: ``"euler"`` follows the path exactly between two predictions; ``"midpoint"``, ``"heun"``, ``"rk4"``.
             mask: bool ``(B, N)`` of real elements, if ``shape`` is given.
@@ -349,7 +354,10 @@ class Flow(nn.Module):
                     stacklevel=2,
                 )
             known, known_mask = self._fit_known(x0, known, known_mask)
-        grid = linear_grid(steps, device=device) if times is None else torch.as_tensor(times, device=device)
+        if times is None:
+            grid = self.time_warp.k(linear_grid(steps, dtype=torch.float64)).to(device, torch.get_default_dtype())
+        else:
+            grid = torch.as_tensor(times, device=device)
         kernel = FlowKernel(
             self,
             method=method,
@@ -409,7 +417,7 @@ class Flow(nn.Module):
 
         Args:
             x: points ``(B, ..., *event)`` per field, on the manifold.
-            steps: number of steps of an equally spaced grid from ``t_max`` to 0.
+            steps: number of steps of a grid from ``t_max`` to 0, equally spaced up to ``time_warp``.
             times: a decreasing grid instead, ``(steps + 1,)``; finer near 1 for data of a small scale.
             method: ``"rk4"``, ``"midpoint"``, ``"heun"``, ``"euler"``, or :class:`manifoldflow.Adaptive` for error control.
             divergence: ``"exact"`` (one forward-mode product per dimension of the state) or ``"hutchinson"`` (an unbiased
@@ -470,7 +478,7 @@ class Flow(nn.Module):
             start = t_max if t_max is not None else (0.99 if ends else 1.0)
             if not 0 < start <= 1:
                 raise ValueError(f"t_max must lie in (0, 1], got {start}")
-            return linear_grid(steps, start, 0.0, dtype=torch.float64).tolist()
+            return (start * self.time_warp.k(linear_grid(steps, 1.0, 0.0, dtype=torch.float64))).tolist()
         grid = torch.as_tensor(times, dtype=torch.float64).tolist()
         if len(grid) < 2 or any(b >= a for a, b in pairwise(grid)):
             raise ValueError("times must decrease, from the time of the data (1) to that of the source (0)")

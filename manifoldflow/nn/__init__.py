@@ -1,6 +1,6 @@
 """Baseline networks."""
 
-from manifoldflow.nn.features import Coordinates, FourierFeatures, PointFeatures
+from manifoldflow.nn.features import Coordinates, FourierFeatures, LandmarkFeatures, PointFeatures
 from manifoldflow.nn.mlp import TangentMLP
 
-__all__ = ["Coordinates", "FourierFeatures", "PointFeatures", "TangentMLP"]
+__all__ = ["Coordinates", "FourierFeatures", "LandmarkFeatures", "PointFeatures", "TangentMLP"]

@@ -89,3 +89,84 @@ class FourierFeatures(PointFeatures):
         base = self.base(x)
         phase = (x * self.turn if self.is_torus else base) @ self.waves.mT.to(x.dtype)
         return torch.cat([base, phase.sin(), phase.cos()], -1)
+
+
+class LandmarkFeatures(PointFeatures):
+    r"""Where the landmarks are, seen from a point, at scales that halve from 1 to ``finest``; and plane waves.
+
+    At every scale s, with the coordinates c of a point and :math:`k_j = n_j \exp(-|c(x) - c_j|^2 / 2 s^2)`,
+
+    .. math:: \log(1 + K), \quad \frac{K}{1 + K}, \quad \frac{\sum_j k_j (c_j - c(x))}{s\,(K + 10^{-3})}, \qquad K = \sum_j k_j,
+
+    the last being the mean shift of a kernel density estimate (Fukunaga & Hostetler 1975), which is the form that the
+    exact velocity towards a finite data set has. So a network fits data of any fineness, where plane waves would have to
+    cover the whole manifold at the finest scale. With training data as landmarks it would learn that every point is one of
+    them; so hide the rows that a batch was drawn from (``hidden``): it then sees the others alone, as a new point will.
+
+    The landmarks are buffers: they travel with the checkpoint.
+
+    Args:
+        manifold: the space.
+        landmarks: points ``(M, *event)``; equal ones are merged and counted.
+        finest: smallest scale, in the unit of the coordinates (radians, for small distances).
+        waves: number of plane waves of :class:`FourierFeatures`, up to ``wave_length`` radians per unit.
+        seed: of the waves.
+    """
+
+    def __init__(
+        self,
+        manifold: Manifold,
+        landmarks: Tensor,
+        finest: float = 1e-3,
+        *,
+        waves: int = 128,
+        wave_length: float = 32.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 < finest <= 1:
+            raise ValueError(f"finest must lie in (0, 1], got {finest}")
+        self.base = Coordinates(manifold, harmonics=1)
+        self.waves = FourierFeatures(manifold, waves, wave_length, seed=seed)
+        self.scales = [0.5**i for i in range(1 + math.ceil(math.log2(1 / finest)))]
+        places, rows, counts = torch.unique(self.base(landmarks), dim=0, return_inverse=True, return_counts=True)
+        self.places: Tensor
+        self.rows: Tensor
+        self.counts: Tensor
+        self.register_buffer("places", places)
+        self.register_buffer("rows", rows)
+        self.register_buffer("counts", counts.to(places.dtype))
+        self.size = self.waves.size + (2 + self.base.size) * len(self.scales)
+
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Features of points ``(..., *event)``.
+
+        Args:
+            x: points.
+            hidden: row numbers of landmarks that count as absent, of any shape; -1 is none.
+        """
+        point = self.base(x)
+        count = self.counts.to(point.dtype)
+        if hidden is not None:
+            drop = hidden.flatten()
+            place = self.rows[drop.clamp_min(0)]
+            count = count.index_add(0, place, -(drop >= 0).to(count.dtype)).clamp_min(0)
+            count = count * (self.counts.sum() / count.sum().clamp_min(1))
+        places = self.places.to(point.dtype)
+        weighted = torch.cat([places * count.unsqueeze(-1), count.unsqueeze(-1)], -1).mT.contiguous()
+        # A tile of the table (points x landmarks) stays in the cache; forward mode has few points at once anyway.
+        flat = point.reshape(-1, point.shape[-1])
+        tiles = [self._tile(part, places, weighted) for part in flat.split(max(1, 2**17 // len(places)))]
+        return torch.cat([self.waves(x), torch.cat(tiles).reshape(*point.shape[:-1], -1)], -1)
+
+    def _tile(self, point: Tensor, places: Tensor, weighted: Tensor) -> Tensor:
+        # Differences, not dot products: at a scale of 1e-5 a dot product has lost all digits.
+        half_square = 0.5 * sum((places[:, i : i + 1] - point[:, i]).square() for i in range(point.shape[-1]))
+        out = []
+        for scale in self.scales:
+            # Far landmarks count e^-80, not less: arithmetic with denormal numbers takes five times as long.
+            sums = (weighted @ torch.exp((half_square * (-1 / scale**2)).clamp_min(-80.0))).mT
+            total = sums[:, -1:]
+            shift = (sums[:, :-1] - total * point) / (scale * (total + 1e-3))
+            out += [torch.log1p(total), total / (1 + total), shift]
+        return torch.cat(out, -1)

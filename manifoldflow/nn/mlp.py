@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.nn.features import Coordinates, PointFeatures
+from manifoldflow.nn.features import Coordinates, LandmarkFeatures, PointFeatures
 from manifoldflow.numerics import push_along
 
 
@@ -22,7 +22,8 @@ class TangentMLP(nn.Module):
         manifold: the space.
         width: hidden width.
         depth: number of hidden layers.
-        condition: size of a condition vector ``cond`` ``(B, condition)``, 0 for none.
+        condition: size of a condition vector ``cond`` ``(B, condition)``, 0 for none. With :class:`LandmarkFeatures` ``cond``
+            is the row numbers ``(B,)`` of the landmarks to hide (in training), or None.
         frequencies: Fourier features of the time, and harmonics of a torus coordinate.
         features: what the network sees of a point, such as :class:`FourierFeatures` for densities with fine detail.
     """
@@ -40,6 +41,8 @@ class TangentMLP(nn.Module):
         super().__init__()
         if depth < 1 or width < 1:
             raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
+        if condition and isinstance(features, LandmarkFeatures):
+            raise ValueError("with LandmarkFeatures cond= is the landmarks to hide, so there is no other condition")
         self.manifold, self.condition, self.frequencies = manifold, condition, frequencies
         self.features = features or Coordinates(manifold, harmonics=frequencies)
         sizes = [self.features.size + 2 * frequencies + condition] + [width] * depth
@@ -53,7 +56,7 @@ class TangentMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        inputs = torch.cat([self.features(x), *self._rest(x, t, cond, batch)], -1)
+        inputs = torch.cat([self._point(x, cond), *self._rest(x, t, cond, batch)], -1)
         return self.manifold.to_tangent(x, self.net(inputs).reshape(*batch, *self.tangent_shape))
 
     def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -70,7 +73,7 @@ class TangentMLP(nn.Module):
             Velocities ``(..., *tangent)`` and derivatives ``(D, ..., *tangent)``.
         """
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        point, pushed = push_along(self.features, (x,), (moves,))
+        point, pushed = push_along(lambda y: self._point(y, cond), (x,), (moves,))
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
         value = torch.cat([point, rest], -1)
         pushed = torch.nn.functional.pad(pushed, (0, rest.shape[-1]))
@@ -84,6 +87,9 @@ class TangentMLP(nn.Module):
         pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
         return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
 
+    def _point(self, x: Tensor, cond: Tensor | None) -> Tensor:
+        return self.features(x, cond) if isinstance(self.features, LandmarkFeatures) else self.features(x)
+
     def _rest(self, x: Tensor, t: Tensor, cond: Tensor | None, batch: torch.Size) -> list[Tensor]:
         """What the network sees besides the point."""
         harmonics = torch.arange(1, self.frequencies + 1, dtype=x.dtype, device=x.device)
@@ -94,6 +100,6 @@ class TangentMLP(nn.Module):
             if cond is None:
                 raise ValueError(f"this network needs cond= of shape (B, {self.condition})")
             parts.append(cond)
-        elif cond is not None:
+        elif cond is not None and not isinstance(self.features, LandmarkFeatures):
             raise ValueError("this network takes no condition; build it with condition=")
         return parts

@@ -120,3 +120,33 @@ class Polynomial(Schedule):
 
     def dk(self, t: Tensor) -> Tensor:
         return self.power * t ** (self.power - 1)
+
+
+@dataclass(frozen=True)
+class Late(Schedule):
+    """k(t) = 1 - (1 - t)**power: fine near t = 1. As ``time_warp`` of a flow it puts training times and solver steps where
+    data of a small scale take shape: 1 - t comes down to (1 / steps)**power.
+
+    Args:
+        power: at least 1; 1 is linear.
+    """
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.power >= 1:
+            raise ValueError(f"Late: power must be at least 1, got {self.power}")
+
+    def k(self, t: Tensor) -> Tensor:
+        return 1 - (1 - t) ** self.power
+
+    def dk(self, t: Tensor) -> Tensor:
+        return self.power * (1 - t) ** (self.power - 1)
+
+    def remaining(self, t: Tensor) -> Tensor:
+        return (1 - t) ** self.power
+
+    def fraction(self, t: Tensor, s: Tensor) -> Tensor:
+        """1 - ((1 - s) / (1 - t))**power, without the cancellation of 1 - k near t = 1."""
+        is_done = t >= 1
+        return torch.where(is_done, 0.0, 1 - ((1 - s) / torch.where(is_done, 1.0, 1 - t)).clamp_min(0) ** self.power)
