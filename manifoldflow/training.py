@@ -46,6 +46,7 @@ class TrainConfig:
         ema: decay of the averaged weights, which are the ones validated and saved; it warms up as (1 + n) / (10 + n).
         precision: a Lightning precision, or "auto": bf16-mixed on GPUs that have it, else float32.
         validate_every, log_every, checkpoint_every: in steps.
+        patience: stop after this many scores in a row without a better one; 0 for never. Only with ``score=``.
         seed: of everything; the draws of a step depend on the seed and the step alone, not on the number of processes.
         accelerator, devices, num_nodes, strategy: as in Lightning's Trainer. A batch is split between the processes, and
             the run is the same as that of one process with the whole batch.
@@ -66,6 +67,7 @@ class TrainConfig:
     validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 500
+    patience: int = 0
     seed: int = 0
     accelerator: str = "auto"
     devices: int | str = 1
@@ -75,7 +77,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         least = dict.fromkeys(("max_steps", "validate_every", "log_every", "checkpoint_every", "num_nodes"), 1)
-        least |= dict.fromkeys(("max_minutes", "warmup_steps", "weight_decay", "gradient_clip"), 0)
+        least |= dict.fromkeys(("max_minutes", "warmup_steps", "weight_decay", "gradient_clip", "patience"), 0)
         for name, bound in least.items():
             if not getattr(self, name) >= bound:
                 raise ValueError(f"{name} must be at least {bound}, got {getattr(self, name)}")
@@ -96,6 +98,7 @@ def fit(
     *,
     out: str | Path,
     validation: Iterable[Batch] | None = None,
+    score: Callable[[Flow], float] | None = None,
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
 ) -> Flow:
@@ -113,11 +116,13 @@ def fit(
         config: how to train.
         out: folder of the run.
         validation: batches for the validation loss, with noise that is the same every time.
+        score: what the flow is chosen by, the smaller the better (a validation NLL, say). It is taken of the averaged
+            weights every ``validate_every`` steps and at the end; ``model.safetensors`` is then the best, not the last.
         resume: continue the run in ``out`` (start it if there is none).
         facts: kept in the checkpoint beside the configuration (command, data set).
 
     Returns:
-        The flow with averaged weights, in evaluation mode.
+        The flow with averaged weights (the best of them if there is a ``score``), in evaluation mode.
 
     Raises:
         FileExistsError: ``out`` holds a run and ``resume`` is off.
@@ -134,7 +139,7 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     start_from = _usable(folder) if resume else None
     module = _FlowModule(flow, batches, validation, config, dict(facts or {}))
-    keeper = _Keeper(folder, config)
+    keeper = _Keeper(folder, config, score)
     limit = timedelta(minutes=config.max_minutes) if config.max_minutes > 0 else None
     trainer = pl.Trainer(
         max_steps=config.max_steps,
@@ -172,6 +177,8 @@ def fit(
         if trainer.is_global_zero:
             print(_how_to_continue(folder, trainer.global_step), flush=True)
         raise KeyboardInterrupt
+    if score is not None:
+        return checkpoint.load(folder / "model.safetensors", into=module.averaged)
     return module.averaged.eval()
 
 
@@ -386,8 +393,9 @@ def _share(draw: Draw, rank: int, world: int) -> Draw:
 class _Keeper(pl.Callback):
     """Curves and checkpoints."""
 
-    def __init__(self, folder: Path, config: TrainConfig) -> None:
-        self.folder, self.config = folder, config
+    def __init__(self, folder: Path, config: TrainConfig, score: Callable[[Flow], float] | None) -> None:
+        self.folder, self.config, self.score = folder, config, score
+        self.best, self.since_best, self.scored = math.inf, 0, -1
         self.sums: dict[str, Tensor] = {}
         self.count, self.elements, self.clock = 0, 0, time.monotonic()
         self.interrupted = self.updating = self.pending = False
@@ -416,10 +424,14 @@ class _Keeper(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What the next row of the curve is made of."""
-        return {"sums": self.sums, "count": self.count}
+        best = {"best": self.best, "since_best": self.since_best, "scored": self.scored}
+        return {"sums": self.sums, "count": self.count, **best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums, self.count = dict(state["sums"]), state["count"]
+        self.best, self.since_best, self.scored = (
+            state.get(name, start) for name, start in (("best", math.inf), ("since_best", 0), ("scored", -1))
+        )
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self.updating = True
@@ -442,6 +454,8 @@ class _Keeper(pl.Callback):
         step = trainer.global_step
         if step % self.config.log_every == 0:
             self._log(trainer, module, step)
+        if self.score is not None and step % self.config.validate_every == 0:
+            self._take_score(trainer, module)
         if step % self.config.checkpoint_every == 0:
             self._keep(trainer, module)
         self.updating = False
@@ -481,7 +495,33 @@ class _Keeper(pl.Callback):
         self._write(trainer, {"step": trainer.global_step, "minutes": round(module.minutes, 3), **values})
         self.clock = time.monotonic()
 
+    def _take_score(self, trainer: pl.Trainer, module: Any) -> None:
+        assert self.score is not None
+        if self.scored == trainer.global_step:
+            return
+        self.scored = trainer.global_step
+        began = time.monotonic()
+        value = 0.0
+        if trainer.is_global_zero:
+            value = float(self.score(module.averaged.eval()))
+        value = trainer.strategy.broadcast(value)
+        self._write(trainer, {"step": self.scored, "minutes": round(module.minutes, 3), "val_score": value})
+        module.log("score", value, prog_bar=True, logger=False, batch_size=1)
+        # A score of NaN is no better than any.
+        if value < self.best:
+            self.best, self.since_best = value, 0
+            if trainer.is_global_zero:
+                self._save_model(trainer, module, {"score": value})
+        else:
+            self.since_best += 1
+            trainer.should_stop = trainer.should_stop or 0 < self.config.patience <= self.since_best
+        self.clock += time.monotonic() - began
+
     def on_train_end(self, trainer: pl.Trainer, module: Any) -> None:
+        if self.score is not None:
+            self._take_score(trainer, module)
+            if not math.isfinite(self.best):  # no score was a number: better the last weights than none
+                self._save_model(trainer, module, {})
         self._keep(trainer, module)
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
@@ -523,8 +563,14 @@ class _Keeper(pl.Callback):
         if last.exists():
             os.replace(last, self.folder / "previous.ckpt")
         os.replace(fresh, last)
+        if self.score is None:
+            self._save_model(trainer, module, {})
+        plot_losses(self.folder)
+
+    def _save_model(self, trainer: pl.Trainer, module: Any, more: dict[str, Any]) -> None:
         facts = {
             **module.facts,
+            **more,
             "step": trainer.global_step,
             "minutes": round(module.minutes, 2),
             "train": asdict(self.config),
@@ -533,7 +579,6 @@ class _Keeper(pl.Callback):
             "parameters": sum(p.numel() for p in module.flow.parameters()),
         }
         checkpoint.save(module.averaged, self.folder / "model.safetensors", facts)
-        plot_losses(self.folder)
 
 
 def _hardware(trainer: pl.Trainer) -> str:

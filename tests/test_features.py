@@ -18,64 +18,100 @@ def kinds(space):
     return [Coordinates(space), FourierFeatures(space, 12, 8.0), LandmarkFeatures(space, marks, 0.1, waves=8)]
 
 
+def see(features, x, t=0.7):
+    batch = x.shape[: x.ndim - features.waves.base.manifold.event_ndim] if hasattr(features, "places") else ()
+    return features(x, torch.full(batch, t, dtype=x.dtype)) if batch else features(x)
+
+
 @each
 def test_features_have_the_size_they_say_and_any_batch_shape(space):
     x = space.sample_uniform((2, 3), dtype=DOUBLE)
     for features in kinds(space):
-        out = features.double()(x)
+        out = see(features.double(), x)
         assert out.shape == (2, 3, features.size)
-        assert (features(x[1]) - out[1]).abs().max() < 1e-12
+        assert (see(features, x[1]) - out[1]).abs().max() < 1e-12
 
 
 def test_features_are_functions_of_the_point_not_of_its_representative():
     q = mf.UnitQuaternion().sample_uniform((5,), dtype=DOUBLE)
     x = mf.Torus(2).sample_uniform((5,), dtype=DOUBLE)
     for features in kinds(mf.UnitQuaternion()):
-        assert torch.equal(features.double()(q), features(-q))
+        assert torch.equal(see(features.double(), q), see(features, -q))
     for features in kinds(mf.Torus(2)):
-        assert (features.double()(x) - features(x + torch.tensor([1.0, -2.0]))).abs().max() < 1e-11
+        assert (see(features.double(), x) - see(features, x + torch.tensor([1.0, -2.0]))).abs().max() < 1e-11
+
+
+def kernel_sums(marks, x, left, octaves):
+    """The formula of the docstring, one point at a time."""
+    rows = []
+    for point, rest in zip(x, left, strict=True):
+        row = []
+        for i in range(octaves[1], octaves[0] - 1, -1):
+            scale = 2.0**i * rest
+            k = torch.exp(-((point - marks) ** 2).sum(-1) / (2 * scale**2))
+            total = k.sum()
+            shift = (k.unsqueeze(-1) * (marks - point)).sum(0) / (scale * (total + 1e-3))
+            row += [torch.stack([torch.log1p(total), total / (1 + total)]), shift]
+        rows.append(torch.cat(row))
+    return torch.stack(rows)
 
 
 def test_landmark_features_are_the_kernel_sums_they_say():
     sphere = mf.Sphere(2)
     marks, x = sphere.sample_uniform((9,), dtype=DOUBLE), sphere.sample_uniform((4,), dtype=DOUBLE)
-    features = LandmarkFeatures(sphere, marks, 0.25, waves=4).double()
-    out = features(x)[:, features.waves.size :].unflatten(-1, (3, 5))
-    assert features.scales == [1.0, 0.5, 0.25]
-    for i, scale in enumerate(features.scales):
-        k = torch.exp(-((x.unsqueeze(1) - marks) ** 2).sum(-1) / (2 * scale**2))
-        shift = (k.unsqueeze(-1) * (marks - x.unsqueeze(1))).sum(1) / (scale * (k.sum(-1, keepdim=True) + 1e-3))
-        assert (out[:, i, 0] - torch.log1p(k.sum(-1))).abs().max() < 1e-12
-        assert (out[:, i, 1] - k.sum(-1) / (1 + k.sum(-1))).abs().max() < 1e-12
-        assert (out[:, i, 2:] - shift).abs().max() < 1e-12
+    t = torch.tensor([0.0, 0.5, 0.9, 0.999], dtype=DOUBLE)
+    features = LandmarkFeatures(sphere, marks, 0.25, waves=4, octaves=(-2, 3)).double()
+    out = features(x, t)[:, features.waves.size :]
+    assert (
+        out - kernel_sums(marks, x, [1.0, 0.5, 0.25, 0.25], (-2, 3))
+    ).abs().max() < 1e-5  # kernels under 1e-9 are cut
 
 
-def test_hidden_rows_leave_their_duplicates_in_place():
+def test_each_point_is_blind_to_its_own_row_but_not_to_a_copy_of_it():
+    sphere = mf.Sphere(2)
+    marks = sphere.sample_uniform((6,), dtype=DOUBLE)
+    twice = torch.cat([marks, marks[:1]])  # row 6 is a copy of row 0
+    x = sphere.exp(marks[:4], sphere.to_tangent(marks[:4], 1e-3 * torch.randn(4, 3, dtype=DOUBLE)))
+    features = LandmarkFeatures(sphere, twice, 0.01, waves=4).double()
+    t = torch.full((4,), 0.99, dtype=DOUBLE)
+    out = features(x, t, torch.tensor([0, 1, -1, 5]))[:, features.waves.size :]
+    for row, gone in enumerate((0, 1, None, 5)):
+        seen = twice if gone is None else twice[torch.arange(7) != gone]
+        truth = kernel_sums(seen, x[row : row + 1], [0.01], features.octaves)
+        assert (out[row] - truth[0]).abs().max() < 1e-6, row
+
+
+def test_nothing_of_a_hidden_row_is_left_in_single_precision():
+    sphere = mf.Sphere(2)
+    generator = torch.Generator().manual_seed(0)
+    marks = sphere.sample_uniform((50,), generator=generator)
+    x = sphere.exp(marks, sphere.to_tangent(marks, 1e-4 * torch.randn(50, 3, generator=generator)))
+    features = LandmarkFeatures(sphere, marks, 1e-3, waves=4)
+    out = features(x, torch.ones(50), torch.arange(50))[:, features.waves.size :].unflatten(-1, (-1, 5))
+    assert out[:, -1].abs().max() < 1e-9  # at the finest scale all the others are out of sight
+
+
+def test_a_hidden_batch_is_hidden_from_every_point():
     sphere = mf.Sphere(2)
     marks = sphere.sample_uniform((6,), dtype=DOUBLE)
     twice = torch.cat([marks, marks[:1]])
-    x = sphere.sample_uniform((4,), dtype=DOUBLE)
-    features = LandmarkFeatures(sphere, twice, 0.25, waves=4).double()
-    # Row 6 is a copy of row 0: without it the six different places are seen, each counting 7/6.
-    fewer = LandmarkFeatures(sphere, marks, 0.25, waves=4).double()
-    fewer.counts.mul_(7 / 6)
-    for row in (0, 6):
-        assert (features(x, torch.tensor([row, -1])) - fewer(x)).abs().max() < 1e-12
-    assert (features(x, torch.tensor([-1])) - features(x)).abs().max() == 0
-    gone = features(x, torch.tensor([0, 6]))
+    x, t = sphere.sample_uniform((4,), dtype=DOUBLE), torch.rand(4, dtype=DOUBLE)
+    features = LandmarkFeatures(sphere, twice, 0.25, waves=4, hide="batch").double()
+    gone = features(x, t, torch.tensor([0, 6, -1, -1]))
     rest = LandmarkFeatures(sphere, marks[1:], 0.25, waves=4).double()
     rest.counts.mul_(7 / 5)
-    assert (gone - rest(x)).abs().max() < 1e-12
+    assert (gone - rest(x, t)).abs().max() < 1e-12
+    assert torch.equal(features(x, t, torch.tensor([-1, -1, -1, -1])), features(x, t))
 
 
-def test_landmark_features_keep_their_digits_at_the_finest_scale():
+def test_landmark_features_keep_their_digits_at_a_fine_scale():
     sphere = mf.Sphere(2)
     mark = sphere.sample_uniform((1,), dtype=DOUBLE)
     move = sphere.to_tangent(mark, torch.randn(1, 3, dtype=DOUBLE))
-    x = sphere.exp(mark, 1e-5 * move / move.norm())
-    fine = LandmarkFeatures(sphere, mark.float(), 1e-5, waves=4)
-    exact = LandmarkFeatures(sphere, mark.float().double(), 1e-5, waves=4).double()
-    a, b = fine(x.float()), exact(x.float().double())
+    x = sphere.exp(mark, 1e-4 * move / move.norm())
+    fine = LandmarkFeatures(sphere, mark.float(), 1e-4, waves=4)
+    exact = LandmarkFeatures(sphere, mark.float().double(), 1e-4, waves=4).double()
+    a, b = fine(x.float(), torch.ones(1)), exact(x.float().double(), torch.ones(1, dtype=DOUBLE))
     assert (a[:, fine.waves.size :] - b[:, fine.waves.size :]).abs().max() < 0.02
 
 
@@ -92,6 +128,32 @@ def test_tangent_mlp_hides_the_landmarks_that_cond_names():
         mf.nn.TangentMLP(sphere, 8, 1, condition=2, features=LandmarkFeatures(sphere, marks, 0.25))
 
 
-def test_bad_scale_is_refused():
+def test_late_times_are_told_apart_where_asked_for():
+    sphere = mf.Sphere(2)
+    x = sphere.sample_uniform((1,)).expand(2, 3)
+    t = torch.tensor([0.999, 0.9999])
+    for finest, expected in ((None, 0.05), (1e-4, 0.5)):
+        net = mf.nn.TangentMLP(sphere, 8, 1, finest_time=finest)
+        inputs = []
+        net.net.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args[0]))
+        net(x, t)
+        gap = (inputs[0][0] - inputs[0][1]).norm()
+        assert gap > expected if finest else gap < expected
+    with pytest.raises(ValueError, match="finest_time"):
+        mf.nn.TangentMLP(sphere, 8, 1, finest_time=2.0)
+
+
+def test_landmarks_travel_with_the_weights():
+    sphere = mf.Sphere(2)
+    marks, x, t = sphere.sample_uniform((5,)), sphere.sample_uniform((3,)), torch.rand(3)
+    net = mf.nn.TangentMLP(sphere, 8, 1, features=LandmarkFeatures(sphere, marks, 0.25, waves=4))
+    other = mf.nn.TangentMLP(sphere, 8, 1, features=LandmarkFeatures(sphere, marks[:1], 0.25, waves=4))
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x, t), net(x, t))
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="hide"):
+        LandmarkFeatures(mf.Sphere(2), torch.eye(3), 0.1, hide="none")
     with pytest.raises(ValueError, match="finest"):
         LandmarkFeatures(mf.Sphere(2), torch.eye(3), 0.0)

@@ -17,7 +17,7 @@ SCHEDULES = [
     mf.Cosine(),
     mf.Polynomial(2.0),
     mf.Polynomial(1.0),
-    mf.Late(3.0),
+    mf.Late(0.01),
 ]
 MANIFOLDS = [
     mf.Euclidean(3),

@@ -1,6 +1,8 @@
 """What a network sees of a point: functions on the manifold, at one scale or at many."""
 
+import functools
 import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,23 +94,28 @@ class FourierFeatures(PointFeatures):
 
 
 class LandmarkFeatures(PointFeatures):
-    r"""Where the landmarks are, seen from a point, at scales that halve from 1 to ``finest``; and plane waves.
+    r"""Where the landmarks are, seen from a point, at scales that follow the time; and plane waves.
 
-    At every scale s, with the coordinates c of a point and :math:`k_j = n_j \exp(-|c(x) - c_j|^2 / 2 s^2)`,
+    A geodesic path from a uniform source is at distance of the order of :math:`1 - t` from where it goes. So at the scales
+    :math:`s = 2^i \max(1 - t, \mathrm{finest})`, with the coordinates c of a point and :math:`k_j = n_j \exp(-|c(x) - c_j|^2 / 2
+    s^2)`,
 
     .. math:: \log(1 + K), \quad \frac{K}{1 + K}, \quad \frac{\sum_j k_j (c_j - c(x))}{s\,(K + 10^{-3})}, \qquad K = \sum_j k_j,
 
     the last being the mean shift of a kernel density estimate (Fukunaga & Hostetler 1975), which is the form that the
     exact velocity towards a finite data set has. So a network fits data of any fineness, where plane waves would have to
     cover the whole manifold at the finest scale. With training data as landmarks it would learn that every point is one of
-    them; so hide the rows that a batch was drawn from (``hidden``): it then sees the others alone, as a new point will.
+    them; so hide the rows that the batch was drawn from (``hidden``): it then sees what a new point will see.
 
     The landmarks are buffers: they travel with the checkpoint.
 
     Args:
         manifold: the space.
         landmarks: points ``(M, *event)``; equal ones are merged and counted.
-        finest: smallest scale, in the unit of the coordinates (radians, for small distances).
+        finest: smallest time to the end that is told apart, and so the smallest scale (in radians, for small distances).
+        octaves: the first and the last i.
+        hide: what ``hidden`` takes away: ``"own"``, from each point the row that it is on its way to (leave-one-out), or
+            ``"batch"``, from all points all of these rows, as paths with ``average_targets`` need.
         waves: number of plane waves of :class:`FourierFeatures`, up to ``wave_length`` radians per unit.
         seed: of the waves.
     """
@@ -119,6 +126,8 @@ class LandmarkFeatures(PointFeatures):
         landmarks: Tensor,
         finest: float = 1e-3,
         *,
+        octaves: tuple[int, int] = (-3, 4),
+        hide: Literal["own", "batch"] = "own",
         waves: int = 128,
         wave_length: float = 32.0,
         seed: int = 0,
@@ -126,9 +135,11 @@ class LandmarkFeatures(PointFeatures):
         super().__init__()
         if not 0 < finest <= 1:
             raise ValueError(f"finest must lie in (0, 1], got {finest}")
+        if hide not in ("own", "batch"):
+            raise ValueError(f"hide must be 'own' or 'batch', got {hide!r}")
         self.base = Coordinates(manifold, harmonics=1)
         self.waves = FourierFeatures(manifold, waves, wave_length, seed=seed)
-        self.scales = [0.5**i for i in range(1 + math.ceil(math.log2(1 / finest)))]
+        self.finest, self.octaves, self.hide = finest, octaves, hide
         places, rows, counts = torch.unique(self.base(landmarks), dim=0, return_inverse=True, return_counts=True)
         self.places: Tensor
         self.rows: Tensor
@@ -136,37 +147,78 @@ class LandmarkFeatures(PointFeatures):
         self.register_buffer("places", places)
         self.register_buffer("rows", rows)
         self.register_buffer("counts", counts.to(places.dtype))
-        self.size = self.waves.size + (2 + self.base.size) * len(self.scales)
+        self.size = self.waves.size + (2 + self.base.size) * (1 + octaves[1] - octaves[0])
 
-    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """Features of points ``(..., *event)``.
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The number of landmarks is that of the checkpoint.
+        for name in ("places", "rows", "counts"):
+            if prefix + name in state_dict:
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def forward(self, x: Tensor, t: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Features of points ``(..., *event)`` at times of leading batch axes.
 
         Args:
             x: points.
-            hidden: row numbers of landmarks that count as absent, of any shape; -1 is none.
+            t: times.
+            hidden: row numbers of landmarks that count as absent, one per point; -1 is none.
         """
         point = self.base(x)
-        count = self.counts.to(point.dtype)
+        batch = point.shape[:-1]
+        left = (1 - t).clamp_min(self.finest).to(point.dtype)
+        left = left.reshape(t.shape + (1,) * (len(batch) - t.ndim)).expand(batch).reshape(-1, 1)
+        flat = point.reshape(-1, point.shape[-1])
+        places, count = self.places.to(point.dtype), self.counts.to(point.dtype)
+        own = None
         if hidden is not None:
             drop = hidden.flatten()
             place = self.rows[drop.clamp_min(0)]
-            count = count.index_add(0, place, -(drop >= 0).to(count.dtype)).clamp_min(0)
-            count = count * (self.counts.sum() / count.sum().clamp_min(1))
-        places = self.places.to(point.dtype)
-        weighted = torch.cat([places * count.unsqueeze(-1), count.unsqueeze(-1)], -1).mT.contiguous()
+            if self.hide == "batch":
+                count = count.index_add(0, place, -(drop >= 0).to(count.dtype)).clamp_min(0)
+                count = count * (self.counts.sum() / count.sum().clamp_min(1))
+            else:
+                own = torch.where(drop >= 0, place, len(places)).unsqueeze(-1)
+        weighted = torch.cat([places * count.unsqueeze(-1), count.unsqueeze(-1)], -1)
         # A tile of the table (points x landmarks) stays in the cache; forward mode has few points at once anyway.
-        flat = point.reshape(-1, point.shape[-1])
-        tiles = [self._tile(part, places, weighted) for part in flat.split(max(1, 2**17 // len(places)))]
-        return torch.cat([self.waves(x), torch.cat(tiles).reshape(*point.shape[:-1], -1)], -1)
+        size = max(1, 2**17 // len(places))
+        owners = [None] * -(-len(flat) // size) if own is None else own.split(size)
+        tiles = [
+            self._tile(*part, places, weighted) for part in zip(flat.split(size), left.split(size), owners, strict=True)
+        ]
+        return torch.cat([self.waves(x), torch.cat(tiles).reshape(*batch, -1)], -1)
 
-    def _tile(self, point: Tensor, places: Tensor, weighted: Tensor) -> Tensor:
+    def _tile(self, point: Tensor, left: Tensor, own: Tensor | None, places: Tensor, weighted: Tensor) -> Tensor:
+        first, last = self.octaves
         # Differences, not dot products: at a scale of 1e-5 a dot product has lost all digits.
-        half_square = 0.5 * sum((places[:, i : i + 1] - point[:, i]).square() for i in range(point.shape[-1]))
-        out = []
-        for scale in self.scales:
-            # Far landmarks count e^-80, not less: arithmetic with denormal numbers takes five times as long.
-            sums = (weighted @ torch.exp((half_square * (-1 / scale**2)).clamp_min(-80.0))).mT
+        half_square = _half_square(point.unsqueeze(1), places) / left.square()
+        if own is not None:
+            # The own place is moved out of sight, and those of its rows that are not hidden put back: taking it from the
+            # sums would leave a rounding error of the size of what a far neighbour adds.
+            own_place = torch.nn.functional.pad(places, (0, 0, 0, 1))[own.squeeze(-1)]
+            others = torch.nn.functional.pad(weighted[:, -1:] - 1, (0, 0, 0, 1))[own.squeeze(-1)]
+            here = torch.nn.functional.pad(half_square, (0, 1)).gather(-1, own)
+            half_square = torch.nn.functional.pad(half_square, (0, 1)).scatter(-1, own, torch.inf)[:, :-1]
+        out, near = [], half_square
+        for k, i in enumerate(range(last, first - 1, -1)):
+            # Each scale is half of the one before, so its kernel the fourth power: an exponential for every fourth
+            # scale keeps 1e-5. Nothing below 1e-9 counts: denormal numbers take five times as long.
+            if k % 4 == 0:
+                near = torch.exp(half_square * -(4.0**-i))
+            else:
+                near = near.square().square()
+            near = torch.nn.functional.threshold(near, 1e-9, 0.0)
+            sums = near @ weighted
+            if own is not None:
+                kept = others * torch.exp(here * -(4.0**-i))
+                sums = sums + torch.cat([own_place * kept, kept], -1)
             total = sums[:, -1:]
-            shift = (sums[:, :-1] - total * point) / (scale * (total + 1e-3))
+            shift = (sums[:, :-1] - total * point) / (left * 2.0**i * (total + 1e-3))
             out += [torch.log1p(total), total / (1 + total), shift]
         return torch.cat(out, -1)
+
+
+def _half_square(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|^2 / 2 over the last axis, by coordinates: no array of differences."""
+    terms = [(x[..., i] - y[..., i]).square() for i in range(x.shape[-1])]
+    return 0.5 * functools.reduce(torch.add, terms)

@@ -26,6 +26,8 @@ class TangentMLP(nn.Module):
             is the row numbers ``(B,)`` of the landmarks to hide (in training), or None.
         frequencies: Fourier features of the time, and harmonics of a torus coordinate.
         features: what the network sees of a point, such as :class:`FourierFeatures` for densities with fine detail.
+        finest_time: smallest 1 - t that is told apart, by waves in its logarithm: for data whose detail takes shape close
+            to t = 1. None for no such waves; by default that of :class:`LandmarkFeatures`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class TangentMLP(nn.Module):
         condition: int = 0,
         frequencies: int = 4,
         features: PointFeatures | None = None,
+        finest_time: float | None = None,
     ) -> None:
         super().__init__()
         if depth < 1 or width < 1:
@@ -45,7 +48,13 @@ class TangentMLP(nn.Module):
             raise ValueError("with LandmarkFeatures cond= is the landmarks to hide, so there is no other condition")
         self.manifold, self.condition, self.frequencies = manifold, condition, frequencies
         self.features = features or Coordinates(manifold, harmonics=frequencies)
-        sizes = [self.features.size + 2 * frequencies + condition] + [width] * depth
+        if finest_time is None and isinstance(features, LandmarkFeatures):
+            finest_time = features.finest
+        if finest_time is not None and not 0 < finest_time < 1:
+            raise ValueError(f"finest_time must lie in (0, 1), got {finest_time}")
+        self.finest_time = finest_time
+        times = frequencies if finest_time is None else 2 * frequencies
+        sizes = [self.features.size + 2 * times + condition] + [width] * depth
         layers: list[nn.Module] = []
         for a, b in pairwise(sizes):
             layers += [nn.Linear(a, b), nn.SiLU()]
@@ -56,7 +65,7 @@ class TangentMLP(nn.Module):
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        inputs = torch.cat([self._point(x, cond), *self._rest(x, t, cond, batch)], -1)
+        inputs = torch.cat([self._point(x, t, cond), *self._rest(x, t, cond, batch)], -1)
         return self.manifold.to_tangent(x, self.net(inputs).reshape(*batch, *self.tangent_shape))
 
     def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -73,7 +82,7 @@ class TangentMLP(nn.Module):
             Velocities ``(..., *tangent)`` and derivatives ``(D, ..., *tangent)``.
         """
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        point, pushed = push_along(lambda y: self._point(y, cond), (x,), (moves,))
+        point, pushed = push_along(lambda y: self._point(y, t, cond), (x,), (moves,))
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
         value = torch.cat([point, rest], -1)
         pushed = torch.nn.functional.pad(pushed, (0, rest.shape[-1]))
@@ -87,8 +96,8 @@ class TangentMLP(nn.Module):
         pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
         return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
 
-    def _point(self, x: Tensor, cond: Tensor | None) -> Tensor:
-        return self.features(x, cond) if isinstance(self.features, LandmarkFeatures) else self.features(x)
+    def _point(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
+        return self.features(x, t, cond) if isinstance(self.features, LandmarkFeatures) else self.features(x)
 
     def _rest(self, x: Tensor, t: Tensor, cond: Tensor | None, batch: torch.Size) -> list[Tensor]:
         """What the network sees besides the point."""
@@ -96,6 +105,10 @@ class TangentMLP(nn.Module):
         time = t.to(x.dtype).reshape(t.shape + (1,) * (len(batch) - t.ndim)).expand(batch).unsqueeze(-1)
         phase = time * harmonics * math.pi
         parts = [phase.sin(), phase.cos()]
+        if self.finest_time is not None:
+            late = (1 - time).clamp_min(0).add(self.finest_time).log() / math.log(self.finest_time)
+            phase = late * harmonics * math.pi
+            parts += [phase.sin(), phase.cos()]
         if self.condition:
             if cond is None:
                 raise ValueError(f"this network needs cond= of shape (B, {self.condition})")

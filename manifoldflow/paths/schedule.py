@@ -124,29 +124,33 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Late(Schedule):
-    """k(t) = 1 - (1 - t)**power: fine near t = 1. As ``time_warp`` of a flow it puts training times and solver steps where
-    data of a small scale take shape: 1 - t comes down to (1 / steps)**power.
+    r""":math:`1 - k(t) = f\,((1 + 1/f)^{1 - t} - 1)`: steps in :math:`\log(1 - k + f)` are even, so the approach to t = 1 is slow.
+
+    A geodesic path shrinks the source to the share :math:`1 - k` of its size, so data with detail of the size f take shape
+    there. As ``time_warp`` of a flow it puts training times and solver steps at all scales down to f alike.
 
     Args:
-        power: at least 1; 1 is linear.
+        finest: f, the smallest 1 - k that is told apart, in (0, 1).
     """
 
-    power: float = 2.0
+    finest: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.power >= 1:
-            raise ValueError(f"Late: power must be at least 1, got {self.power}")
+        if not 0 < self.finest < 1:
+            raise ValueError(f"Late: finest must lie in (0, 1), got {self.finest}")
 
     def k(self, t: Tensor) -> Tensor:
-        return 1 - (1 - t) ** self.power
+        return 1 - self.remaining(t)
 
     def dk(self, t: Tensor) -> Tensor:
-        return self.power * (1 - t) ** (self.power - 1)
+        rate = math.log1p(1 / self.finest)
+        return self.finest * rate * torch.exp(rate * (1 - t))
 
     def remaining(self, t: Tensor) -> Tensor:
-        return (1 - t) ** self.power
+        return self.finest * torch.expm1(math.log1p(1 / self.finest) * (1 - t))
 
     def fraction(self, t: Tensor, s: Tensor) -> Tensor:
-        """1 - ((1 - s) / (1 - t))**power, without the cancellation of 1 - k near t = 1."""
-        is_done = t >= 1
-        return torch.where(is_done, 0.0, 1 - ((1 - s) / torch.where(is_done, 1.0, 1 - t)).clamp_min(0) ** self.power)
+        """Without the cancellation of 1 - k near t = 1."""
+        left = self.remaining(t)
+        is_done = left <= 0
+        return torch.where(is_done, 0.0, 1 - (self.remaining(s) / torch.where(is_done, 1.0, left)))
