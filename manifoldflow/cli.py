@@ -46,7 +46,8 @@ VERBS = {
     "prepare": "turn raw files into a data set",
     "train": "train a model, or continue a run",
     "sample": "generate from a checkpoint",
-    "evaluate": "measure samples against data",
+    "evaluate": "measure samples, or a model, against data",
+    "plot": "draw what a model has learned",
     "reflow": "make (noise, sample) pairs that train a faster model",
 }
 

@@ -124,7 +124,7 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Late(Schedule):
-    r""":math:`1 - k(t) = f\,((1 + 1/f)^{1 - t} - 1)`: steps in :math:`\log(1 - k + f)` are even, so the approach to t = 1 is slow.
+    r""":math:`1 - k(t) = f\,((1 + 1/f)^{1 - t} - 1)`: steps in :math:`\log(1 - k + f)` are even, so the approach to 1 is slow.
 
     A geodesic path shrinks the source to the share :math:`1 - k` of its size, so data with detail of the size f take shape
     there. As ``time_warp`` of a flow it puts training times and solver steps at all scales down to f alike.

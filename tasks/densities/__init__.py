@@ -1,0 +1,40 @@
+"""Densities on manifolds: the tables of Riemannian flow matching, and any table of points on a named manifold."""
+
+from collections.abc import Callable
+from typing import Any
+
+from tasks.densities.commands import evaluate, plot, sample, train
+from tasks.densities.data import DataSet, load_data
+from tasks.densities.flow import DensityConfig, build
+from tasks.densities.kde import KernelDensity, fit_kde
+from tasks.densities.splits import split
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "plot": plot,
+}
+
+EXAMPLES = {
+    "train": "manifoldflow train densities --data quakes.csv --manifold sphere --out runs/quakes",
+    "evaluate": "manifoldflow evaluate densities --checkpoint runs/quakes --steps 200",
+    "sample": "manifoldflow sample densities --checkpoint runs/quakes --num 5000 --out quakes_made.csv",
+    "plot": "manifoldflow plot densities --checkpoint runs/quakes --out map.png",
+}
+
+__all__ = [
+    "COMMANDS",
+    "EXAMPLES",
+    "DataSet",
+    "DensityConfig",
+    "KernelDensity",
+    "build",
+    "evaluate",
+    "fit_kde",
+    "load_data",
+    "plot",
+    "sample",
+    "split",
+    "train",
+]

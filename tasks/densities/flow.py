@@ -1,0 +1,94 @@
+"""The density flow: a source, a path and a network on one manifold, from a configuration."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from manifoldflow.manifolds.base import Manifold
+from tasks.densities.spaces import space_of
+
+Features = Literal["auto", "coordinates", "waves", "landmarks"]
+
+
+@dataclass
+class DensityConfig:
+    """Everything that defines a density flow.
+
+    Args:
+        manifold: where the points live, such as "sphere:2", "torus:5" or "so3"; filled in from the data.
+        features: what the network sees of a point: "coordinates" (the plain network of the papers), "waves" (plane waves
+            at many scales), or "landmarks" (the training points around it, its own left out); "auto" chooses by the data.
+        width: hidden width.
+        depth: hidden layers.
+        finest: smallest detail of the data, in radians: waves and landmarks resolve it, and times are spread over all
+            scales down to it. 0 for times as they are.
+        waves: number of plane waves.
+        wave_length: largest frequency of the waves in radians per unit (whole waves per turn on tori).
+        low_variance: regress on the mean velocity of the batch (compact spaces with a uniform source).
+    """
+
+    manifold: str = ""
+    features: Features = "auto"
+    width: int = 256
+    depth: int = 3
+    finest: float = 0.0
+    waves: int = 128
+    wave_length: float = 32.0
+    low_variance: bool = False
+
+    def __post_init__(self) -> None:
+        if self.features not in ("auto", "coordinates", "waves", "landmarks"):
+            raise ValueError(f"features must be 'auto', 'coordinates', 'waves' or 'landmarks', got {self.features!r}")
+        if self.features == "landmarks" and not 0 < self.finest < 1:
+            raise ValueError(f"landmarks need the data's finest detail: 0 < finest < 1, got {self.finest}")
+        if not 0 <= self.finest < 1:
+            raise ValueError(f"finest must lie in [0, 1), got {self.finest}")
+        if self.wave_length < 1 or self.waves < 1:
+            raise ValueError(f"waves and wave_length must be at least 1, got {self.waves} and {self.wave_length}")
+
+
+def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = None) -> mf.Flow:
+    """A density flow from its configuration (or the dict that a checkpoint holds).
+
+    Args:
+        config: the configuration, its manifold filled in.
+        landmarks: training points, for ``features="landmarks"``; those of a checkpoint come with its weights.
+    """
+    if isinstance(config, dict):
+        try:
+            config = DensityConfig(**config)
+        except TypeError as error:
+            raise ValueError(f"density flow configuration: {str(error).split('__init__() ')[-1]}") from None
+    if config.features == "auto":
+        raise ValueError("features='auto' is resolved by the data (tasks.densities.fitting.suited); name them here")
+    space = space_of(config.manifold)
+    network = mf.nn.TangentMLP(
+        space,
+        config.width,
+        config.depth,
+        features=_features(config, space, landmarks),
+        finest_time=config.finest or None,
+    )
+    flow = mf.Flow(
+        space,
+        model=network,
+        path=mf.Geodesic(average_targets=config.low_variance),
+        time_warp=mf.Late(config.finest) if config.finest else None,
+    )
+    flow.builder, flow.config = "tasks.densities.flow:build", asdict(config)
+    return flow
+
+
+def _features(c: DensityConfig, space: Manifold, landmarks: Tensor | None) -> mf.nn.PointFeatures | None:
+    if c.features == "coordinates":
+        return None
+    if c.features == "waves":
+        return mf.nn.FourierFeatures(space, c.waves, c.wave_length)
+    points = landmarks if landmarks is not None else space.origin((1,))
+    hide: Literal["own", "batch"] = "batch" if c.low_variance else "own"
+    return mf.nn.LandmarkFeatures(
+        space, points.to(torch.get_default_dtype()), c.finest, hide=hide, waves=c.waves, wave_length=c.wave_length
+    )
