@@ -397,7 +397,7 @@ class Flow(nn.Module):
         method: str | Step | Adaptive = "rk4",
         divergence: Divergence = "exact",
         probes: int = 1,
-        trace_every: int = 2,
+        trace_every: int = 3,
         t_max: float | None = None,
         mask: Tensor | None = None,
         cond: Any = None,

@@ -251,18 +251,19 @@ def test_rows_bound_what_the_network_sees_and_change_nothing():
     assert max(sizes) <= 10
 
 
-def test_quadrature_is_exact_for_cubics_on_any_grid():
+def test_quadrature_is_exact_to_degree_five_on_any_grid():
     nodes = [1.0, 0.93, 0.7, 0.55, 0.2, 0.0]
     weights = quadrature_weights(nodes)
-    for power in range(4):
+    for power in range(6):
         assert abs(sum(w * t**power for w, t in zip(weights, nodes, strict=True)) + 1 / (power + 1)) < 1e-13
     assert quadrature_weights([0.0, 1.0]) == pytest.approx([0.5, 0.5])
 
 
 def test_trace_nodes_hold_both_ends():
     assert trace_nodes(3, 2) == [0, 1, 2]
-    assert trace_nodes(11, 2) == [0, 2, 4, 6, 8, 10]
-    assert trace_nodes(12, 2) == [0, 2, 4, 6, 8, 10, 11]
+    assert trace_nodes(17, 2) == list(range(17))  # too few to leave any out
+    assert trace_nodes(18, 2) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
+    assert trace_nodes(101, 3)[-3:] == [96, 99, 100]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ The divergence is the trace of the derivative of v in an orthonormal frame of th
 (:meth:`Manifold.frame_moves`), each column one forward-mode product, or an estimate from random tangents (Hutchinson).
 
 The trajectory needs several velocities a step, the integral of a smooth function of time does not need several
-divergences: they are taken on the grid alone, by default at every second time, and integrated with a quadrature of
-fourth order. A divergence costs as much as ``dim + 1`` velocities, so this is most of the speed
+divergences: they are taken on the grid alone, by default at every third time, and integrated with a quadrature of
+sixth order. A divergence costs as much as ``dim + 1`` velocities, so this is most of the speed
 (benchmarks/likelihood_vs_jacrev.py).
 """
 
@@ -178,7 +178,7 @@ def log_density_change(
     times: Sequence[float],
     *,
     method: str | Step = "rk4",
-    trace_every: int = 2,
+    trace_every: int = 3,
     take: Callable[[State, Tensor], tuple[State, Tensor]],
     recompute: bool = False,
 ) -> tuple[State, Tensor]:
@@ -217,28 +217,32 @@ def log_density_change(
     return x, total + weights[len(times) - 1] * div
 
 
+FEWEST_NODES = 8
+"""Intervals between divergences below which all of them are taken."""
+
+
 def trace_nodes(count: int, every: int) -> list[int]:
     """Indices of the grid at which the divergence is taken: both ends and every ``every``-th between them.
 
-    A grid of few steps gets them all: the quadrature has order 4 from four nodes on.
+    A grid of few steps gets them all: the quadrature is of order 6, and needs nodes that lie close for it to show.
     """
     if every < 1:
         raise ValueError(f"trace_every must be at least 1, got {every}")
-    nodes = list(range(0, count - 1, every)) if count > 3 * every else list(range(count - 1))
+    nodes = list(range(0, count - 1, every)) if count > FEWEST_NODES * every + 1 else list(range(count - 1))
     return [*nodes, count - 1]
 
 
 def quadrature_weights(nodes: Sequence[float]) -> list[float]:
-    """Weights of the integral over distinct monotone ``nodes``: exact for cubics, on any spacing (fewer nodes: lower degree).
+    """Weights of the integral over distinct monotone ``nodes``: exact up to degree 5, on any spacing (fewer nodes: lower).
 
-    Every interval is integrated by the polynomial through its four nearest nodes; equal spacing gives Gregory's rule.
+    Every interval is integrated by the polynomial through its six nearest nodes.
     """
     t = np.asarray(nodes, dtype=np.float64)
     weights = np.zeros(len(t))
-    width = min(4, len(t))
-    gauss, share = np.polynomial.legendre.leggauss(2)
+    width = min(6, len(t))
+    gauss, share = np.polynomial.legendre.leggauss(3)
     for i in range(len(t) - 1):
-        first = min(max(i - 1, 0), len(t) - width)
+        first = min(max(i - (width - 2) // 2, 0), len(t) - width)
         near = t[first : first + width]
         half = 0.5 * (t[i + 1] - t[i])
         at = 0.5 * (t[i + 1] + t[i]) + half * gauss
