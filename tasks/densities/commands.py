@@ -189,12 +189,13 @@ def plot(
     path = _model_file(checkpoint)
     flow = mf.load(path)
     space = flow.path["x"].space
-    shown = None
+    shown, labels = None, None
     source = _source(path)
     if points != "none":
         loaded, parts = _load(source, data_folder)
         _same_space(flow, loaded, path)
         shown = loaded.x[parts.test if points == "test" else parts.train]
+        labels = loaded.columns or None
     drawn = None
     if samples:
         drawn = flow.sample(samples, steps=steps, method="midpoint", generator=torch.Generator().manual_seed(seed))
@@ -204,7 +205,13 @@ def plot(
             return flow.log_prob(x.float(), steps=steps)
 
     figure = density_figure(
-        space, log_density, points=shown, samples=drawn, title=source["data"] if title is None else title
+        space,
+        log_density,
+        points=shown,
+        samples=drawn,
+        title=source["data"] if title is None else title,
+        labels=labels,
+        earth=labels is None or len(labels) == 2,
     )
     save_figure(figure, out)
     print(f"wrote {out}")
