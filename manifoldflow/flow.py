@@ -19,6 +19,7 @@ from manifoldflow.sampling.likelihood import (
     Adaptive,
     Directions,
     Divergence,
+    SolverGrid,
     divergence,
     log_density_change,
     log_density_change_adaptive,
@@ -446,14 +447,14 @@ class Flow(nn.Module):
             raise ValueError(f"log_prob needs all fields of the flow, {list(self.path)}, got {list(fields(x))}")
         with_graph = first.requires_grad if differentiable is None else differentiable
         grid = self._backward_grid(steps, times, t_max)
-        plans: list[tuple[list[float], Any]]
+        plans: list[tuple[SolverGrid, Any]]
         if return_error and isinstance(method, Adaptive):
             fine = method._replace(rtol=0.1 * method.rtol, atol=0.1 * method.atol)
             plans = [(grid, fine), (grid, method)]
         elif return_error:
-            if len(grid) < 3:
+            if len(grid.times) < 3:
                 raise ValueError("return_error compares with half as many steps, so it needs at least 2")
-            plans = [(grid, method), ([*grid[:-1:2], grid[-1]], method)]
+            plans = [(grid, method), (grid.halved(), method)]
         else:
             plans = [(grid, method)]
         is_set = first.ndim > 1 + next(iter(self.path.values())).space.event_ndim
@@ -472,22 +473,24 @@ class Flow(nn.Module):
                 values.append(torch.cat(parts))
         return (values[0], (values[0] - values[1]).abs()) if return_error else values[0]
 
-    def _backward_grid(self, steps: int, times: Tensor | Sequence[float] | None, t_max: float | None) -> list[float]:
+    def _backward_grid(self, steps: int, times: Tensor | Sequence[float] | None, t_max: float | None) -> SolverGrid:
         if times is None:
             ends = any(p.predicts == "endpoint" for p in self.path.values())
             start = t_max if t_max is not None else (0.99 if ends else 1.0)
             if not 0 < start <= 1:
                 raise ValueError(f"t_max must lie in (0, 1], got {start}")
-            return (start * self.time_warp.k(linear_grid(steps, 1.0, 0.0, dtype=torch.float64))).tolist()
+            clock = linear_grid(steps, 1.0, 0.0, dtype=torch.float64)
+            warped, rates = start * self.time_warp.k(clock), start * self.time_warp.dk(clock)
+            return SolverGrid(warped.tolist(), clock.tolist(), rates.tolist())
         grid = torch.as_tensor(times, dtype=torch.float64).tolist()
         if len(grid) < 2 or any(b >= a for a, b in pairwise(grid)):
             raise ValueError("times must decrease, from the time of the data (1) to that of the source (0)")
-        return grid
+        return SolverGrid.of(grid)
 
     def _log_prob(
         self,
         x: State,
-        grid: list[float],
+        grid: SolverGrid,
         method: Any,
         kind: Divergence,
         probes: int,
@@ -516,7 +519,7 @@ class Flow(nn.Module):
             )
 
         if isinstance(method, Adaptive):
-            x0, gained = log_density_change_adaptive(self.spaces, x, grid[0], grid[-1], method, take)
+            x0, gained = log_density_change_adaptive(self.spaces, x, grid.times[0], grid.times[-1], method, take)
         else:
             x0, gained = log_density_change(
                 velocity, self.spaces, x, grid, method=method, trace_every=trace_every, take=take, recompute=with_graph

@@ -54,19 +54,16 @@ class TangentMLP(nn.Module):
             raise ValueError(f"finest_time must lie in (0, 1), got {finest_time}")
         self.finest_time = finest_time
         times = frequencies if finest_time is None else 2 * frequencies
-        sizes = [self.features.size + 2 * times + condition] + [width] * depth
-        layers: list[nn.Module] = []
-        for a, b in pairwise(sizes):
-            layers += [nn.Linear(a, b), nn.SiLU()]
         tangent = manifold.tangent_basis(manifold.origin()).shape[1:]
         self.tangent_shape = tuple(tangent)
-        self.net = nn.Sequential(*layers, nn.Linear(width, math.prod(tangent)))
+        self._make_layers(self.features.size, 2 * times + condition, width, depth, math.prod(tangent))
 
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        inputs = torch.cat([self._point(x, t, cond), *self._rest(x, t, cond, batch)], -1)
-        return self.manifold.to_tangent(x, self.net(inputs).reshape(*batch, *self.tangent_shape))
+        rest = torch.cat(self._rest(x, t, cond, batch), -1)
+        value = self._run(self._point(x, t, cond), rest)
+        return self.manifold.to_tangent(x, value.reshape(*batch, *self.tangent_shape))
 
     def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The velocity and its derivatives along ``moves`` of the points.
@@ -84,17 +81,32 @@ class TangentMLP(nn.Module):
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
         point, pushed = push_along(lambda y: self._point(y, t, cond), (x,), (moves,))
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
+        value, pushed = self._push(point, pushed, rest)
+        value = value.reshape(*batch, *self.tangent_shape)
+        pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
+        return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
+
+    def _make_layers(self, point: int, rest: int, width: int, depth: int, out: int) -> None:
+        """Layers from ``point`` and ``rest`` inputs to ``out`` numbers."""
+        layers: list[nn.Module] = []
+        for a, b in pairwise([point + rest] + [width] * depth):
+            layers += [nn.Linear(a, b), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, out))
+
+    def _run(self, point: Tensor, rest: Tensor) -> Tensor:
+        """The output of the layers for the features of the point and everything else."""
+        return self.net(torch.cat([point, rest], -1))
+
+    def _push(self, point: Tensor, pushed: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_run`, and its derivatives for those ``(D, ..., size)`` of the features of the point."""
         value = torch.cat([point, rest], -1)
         pushed = torch.nn.functional.pad(pushed, (0, rest.shape[-1]))
         for layer in self.net:
             if isinstance(layer, nn.Linear):
                 value, pushed = layer(value), pushed @ layer.weight.mT
-            else:  # SiLU
-                gate = value.sigmoid()
-                value, pushed = value * gate, pushed * (gate * (1 + value * (1 - gate)))
-        value = value.reshape(*batch, *self.tangent_shape)
-        pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
-        return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
+            else:
+                value, pushed = silu_and_push(value, pushed)
+        return value, pushed
 
     def _point(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
         return self.features(x, t, cond) if isinstance(self.features, LandmarkFeatures) else self.features(x)
@@ -116,3 +128,9 @@ class TangentMLP(nn.Module):
         elif cond is not None and not isinstance(self.features, LandmarkFeatures):
             raise ValueError("this network takes no condition; build it with condition=")
         return parts
+
+
+def silu_and_push(value: Tensor, pushed: Tensor) -> tuple[Tensor, Tensor]:
+    """SiLU and its derivatives, with one exponential for both."""
+    gate = value.sigmoid()
+    return value * gate, pushed * (gate * (1 + value * (1 - gate)))

@@ -175,30 +175,32 @@ def log_density_change(
     velocity: Velocity,
     spaces: Any,
     x: State,
-    times: Sequence[float],
+    grid: "SolverGrid",
     *,
     method: str | Step = "rk4",
     trace_every: int = 3,
     take: Callable[[State, Tensor], tuple[State, Tensor]],
     recompute: bool = False,
 ) -> tuple[State, Tensor]:
-    r"""Carry ``x`` along ``times`` and integrate the divergence: :math:`(x(t_N), \int_{t_0}^{t_N} \mathrm{div}\, v\, dt)`.
+    r"""Carry ``x`` along a grid and integrate the divergence: :math:`(x(t_N), \int_{t_0}^{t_N} \mathrm{div}\, v\, dt)`.
 
     Args:
         velocity: the field.
         spaces: manifold of the state, or a dict of them.
-        x: state at ``times[0]``.
-        times: the grid, either way round.
+        x: state at the first time.
+        grid: times, either way round.
         method: integrator of the trajectory.
         trace_every: the divergence is taken at every such time of the grid, and at the last.
         take: ``(x, t) -> (velocity, divergence (B,))``.
         recompute: keep only the states for the backward pass and repeat every step there.
     """
     step = get_step(method)
-    nodes = trace_nodes(len(times), trace_every)
-    weights = dict(zip(nodes, quadrature_weights([times[i] for i in nodes]), strict=True))
+    last = len(grid.times) - 1
+    nodes = trace_nodes(last + 1, trace_every)
+    shares = quadrature_weights([grid.clock[i] for i in nodes])
+    weights = {i: share * grid.rates[i] for i, share in zip(nodes, shares, strict=True)}
     reference = first_tensor(x)
-    grid = torch.tensor(times, dtype=reference.dtype, device=reference.device)
+    times = torch.tensor(grid.times, dtype=reference.dtype, device=reference.device)
     total = torch.zeros(reference.shape[0], dtype=reference.dtype, device=reference.device)
 
     def move(x: State, t: Tensor, s: Tensor, weight: float | None) -> tuple[State, Tensor | None]:
@@ -207,14 +209,40 @@ def log_density_change(
         v, div = take(x, t)
         return step(_starting_with(v, velocity), spaces, x, t, s), weight * div
 
-    for i, (t, s) in enumerate(pairwise(grid.unbind(0))):
+    for i, (t, s) in enumerate(pairwise(times.unbind(0))):
         if recompute:
             x, gained = checkpoint(move, x, t, s, weights.get(i), use_reentrant=False)
         else:
             x, gained = move(x, t, s, weights.get(i))
         total = total if gained is None else total + gained
-    _, div = take(x, grid[-1])
-    return x, total + weights[len(times) - 1] * div
+    _, div = take(x, times[-1])
+    return x, total + weights[last] * div
+
+
+class SolverGrid(NamedTuple):
+    """Times of a solver, and the variable in which they are even.
+
+    Where steps shrink towards t = 1 the divergence grows as they do: as a function of the clock, times ``rates``, it stays
+    smooth, which quadrature lives by.
+
+    Attributes:
+        times: monotone.
+        clock: the same in another variable c.
+        rates: dt / dc.
+    """
+
+    times: list[float]
+    clock: list[float]
+    rates: list[float]
+
+    @classmethod
+    def of(cls, times: Sequence[float]) -> "SolverGrid":
+        """Times that are their own clock."""
+        return cls(list(times), list(times), [1.0] * len(times))
+
+    def halved(self) -> "SolverGrid":
+        """Every other time, and the last."""
+        return SolverGrid(*([*column[:-1:2], column[-1]] for column in self))
 
 
 FEWEST_NODES = 8

@@ -30,13 +30,17 @@ MOST_LANDMARKS = 8000
 def suited(config: DensityConfig, data: DataSet, train: Tensor) -> DensityConfig:
     """The configuration with what was left open filled in: the manifold and, for ``features="auto"``, all about features.
 
-    Few points on a space of two or three dimensions are told apart by landmarks; many, or more dimensions, by plane waves.
+    Few points on a space of two or three dimensions are told apart by landmarks. On tori the harmonics of the angles do
+    best, in a residual network with the mean velocities of the batch as targets. Elsewhere plane waves.
     """
     made = replace(config, manifold=name_of(data.space))
     if made.features != "auto":
         return made
-    if data.space.dim <= 3 and len(train) <= MOST_LANDMARKS:
+    if data.space.dim <= 3 and len(train) <= MOST_LANDMARKS and not isinstance(data.space, mf.Torus):
         return replace(made, features="landmarks", finest=made.finest or 1e-3, waves=2, wave_length=2.0)
+    if isinstance(data.space, mf.Torus):
+        depth = max(made.depth, 4)
+        return replace(made, features="coordinates", network="resnet", depth=depth, harmonics=6, low_variance=True)
     return replace(made, features="waves", finest=made.finest or 0.03)
 
 

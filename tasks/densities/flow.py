@@ -21,8 +21,10 @@ class DensityConfig:
         manifold: where the points live, such as "sphere:2", "torus:5" or "so3"; filled in from the data.
         features: what the network sees of a point: "coordinates" (the plain network of the papers), "waves" (plane waves
             at many scales), or "landmarks" (the training points around it, its own left out); "auto" chooses by the data.
+        network: "mlp", or "resnet": residual blocks modulated by the time, better in several dimensions and dearer.
         width: hidden width.
-        depth: hidden layers.
+        depth: hidden layers, or blocks of two.
+        harmonics: multiples of every angle of a torus, among its coordinates.
         finest: smallest detail of the data, in radians: waves and landmarks resolve it, and times are spread over all
             scales down to it. 0 for times as they are.
         waves: number of plane waves.
@@ -32,8 +34,10 @@ class DensityConfig:
 
     manifold: str = ""
     features: Features = "auto"
+    network: Literal["mlp", "resnet"] = "mlp"
     width: int = 256
     depth: int = 3
+    harmonics: int = 4
     finest: float = 0.0
     waves: int = 128
     wave_length: float = 32.0
@@ -42,12 +46,15 @@ class DensityConfig:
     def __post_init__(self) -> None:
         if self.features not in ("auto", "coordinates", "waves", "landmarks"):
             raise ValueError(f"features must be 'auto', 'coordinates', 'waves' or 'landmarks', got {self.features!r}")
+        if self.network not in ("mlp", "resnet"):
+            raise ValueError(f"network must be 'mlp' or 'resnet', got {self.network!r}")
         if self.features == "landmarks" and not 0 < self.finest < 1:
             raise ValueError(f"landmarks need the data's finest detail: 0 < finest < 1, got {self.finest}")
         if not 0 <= self.finest < 1:
             raise ValueError(f"finest must lie in [0, 1), got {self.finest}")
-        if self.wave_length < 1 or self.waves < 1:
-            raise ValueError(f"waves and wave_length must be at least 1, got {self.waves} and {self.wave_length}")
+        for name in ("width", "depth", "harmonics", "waves", "wave_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = None) -> mf.Flow:
@@ -65,7 +72,8 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
     if config.features == "auto":
         raise ValueError("features='auto' is resolved by the data (tasks.densities.fitting.suited); name them here")
     space = space_of(config.manifold)
-    network = mf.nn.TangentMLP(
+    kind = mf.nn.TangentResNet if config.network == "resnet" else mf.nn.TangentMLP
+    network = kind(
         space,
         config.width,
         config.depth,
@@ -84,7 +92,7 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
 
 def _features(c: DensityConfig, space: Manifold, landmarks: Tensor | None) -> mf.nn.PointFeatures | None:
     if c.features == "coordinates":
-        return None
+        return mf.nn.Coordinates(space, c.harmonics)
     if c.features == "waves":
         return mf.nn.FourierFeatures(space, c.waves, c.wave_length)
     points = landmarks if landmarks is not None else space.origin((1,))
