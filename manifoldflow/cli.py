@@ -230,7 +230,7 @@ def _top_help() -> str:
         "  --help     this text; after VERB the tasks that know it, after VERB TASK all options with their defaults"
     ]
     lines += ["  --debug    show the traceback of an error", "  --version  print the version", "", "examples:"]
-    task = next(iter(tasks), "TASK")
+    task = "proteins" if "proteins" in tasks else next(iter(tasks), "TASK")
     lines += [
         f"  {PROG} sample {task}",
         f"  {PROG} sample {task} --help",

@@ -17,8 +17,13 @@ OURS = [Sphere(3), Torus(3), SO3(), UnitQuaternion(), Simplex(5), Simplex(5, "fl
 
 @pytest.mark.parametrize("manifold", THEIRS, ids=lambda m: m.manifold.name)
 def test_geoopt_manifold_conforms(manifold):
-    # Not length 0: geoopt's SPD has no gradient where eigenvalues coincide.
-    # The step: geoopt's Lorentz log has acosh's half precision for close points.
+    check_manifold(manifold, lengths=(0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0), tolerance=1e-11)
+
+
+def test_a_manifold_without_closed_form_runs_on_geoopts_own_formulas():
+    # A curvature above 0 through the general stereographic model, which is not one of ours.
+    manifold = FromGeoopt(geoopt.Stereographic(0.5).double(), (3,))
+    assert manifold.closed_form is None
     check_manifold(manifold, lengths=(1e-2, 0.3, 1.0), tolerance=1e-7, step=1e-2, transforms=False)
 
 
@@ -26,7 +31,7 @@ def test_geoopt_manifold_conforms(manifold):
 def test_geoopt_manifold_runs_through_our_path(manifold):
     from manifoldflow.paths import Geodesic
 
-    check_path(Geodesic(), manifold, step=1e-2)
+    check_path(Geodesic(), manifold)
 
 
 @pytest.mark.parametrize(

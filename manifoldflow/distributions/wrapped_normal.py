@@ -23,13 +23,13 @@ class WrappedNormal(Distribution):
 
     The density sums over all tangents that reach a point (images), each divided by the volume factor of exp at its
     length r:
-    :math:`|\sin r / r|^{d-1}` on :math:`S^d`, :math:`(2 - 2\cos r)/r^2` on rotations, 1 on flat spaces. Where all
-    images
-    but one come together (at the mean and, on spheres, at its antipode) the density of a wide wrapped normal has an
-    integrable pole; the logarithm stays finite here.
+    :math:`|\sin r / r|^{d-1}` on :math:`S^d`, :math:`(2 - 2\cos r)/r^2` on rotations, 1 on flat spaces. Where exp is
+    one-to-one (hyperbolic space, positive-definite matrices) there is one image, and the factor is
+    :meth:`Manifold.log_exp_volume`. Where all images but one come together (at the mean and, on spheres, at its
+    antipode) the density of a wide wrapped normal has an integrable pole; the logarithm stays finite here.
 
     Sampling works on every manifold with a ``tangent_basis``; the density on Euclidean, Torus, Sphere, SO3,
-    UnitQuaternion.
+    UnitQuaternion, and on hyperbolic space and positive-definite matrices (ours and geoopt's).
 
     Args:
         manifold: the space; :class:`manifoldflow.Flow` fills it in.
@@ -77,10 +77,13 @@ class WrappedNormal(Distribution):
         if isinstance(space, Torus):
             images = space.log(mean, x).unsqueeze(-1) + space.period * _image_numbers(s / space.period, x)
             return _log_normal(images**2, s, 1).logsumexp(-1).sum(-1)
+        if getattr(space, "is_hadamard", False):
+            u = space.log(mean, x)
+            return _log_normal(space.inner(mean, u, u), s, space.dim) - space.log_exp_volume(mean, u)
         if not isinstance(space, Sphere | SO3 | UnitQuaternion):
             raise ValueError(
-                f"WrappedNormal has no closed-form density on {space}; it has one on Euclidean, Torus, Sphere and "
-                f"rotations"
+                f"WrappedNormal has no closed-form density on {space}; it has one on Euclidean, Torus, Sphere, rotations, "
+                f"hyperbolic space and positive-definite matrices"
             )
         angle = space.dist(mean, x).unsqueeze(-1)
         radius = (angle + 2 * math.pi * _image_numbers(s / (2 * math.pi), x)).abs()

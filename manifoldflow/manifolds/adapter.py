@@ -1,22 +1,25 @@
 """geoopt's manifolds as ours (hyperbolic, SPD, ...), and ours as geoopt's, for its optimisers."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.hyperbolic import Lorentz, PoincareBall
 from manifoldflow.manifolds.quaternion import UnitQuaternion
 from manifoldflow.manifolds.rotation import compose, hat, quaternion_conjugate, quaternion_multiply
 from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.manifolds.so3 import SO3
+from manifoldflow.manifolds.spd import SPD
+from manifoldflow.manifolds.sphere import Sphere
 
 
 @dataclass(frozen=True)
 class FromGeoopt(Manifold):
-    """A geoopt manifold with our methods: ``FromGeoopt(geoopt.PoincareBall(), (3,))``.
+    r"""A geoopt manifold with our methods: ``FromGeoopt(geoopt.PoincareBall(), (3,))``.
 
     ======================  ==========================
     ours                    geoopt's
@@ -24,26 +27,34 @@ class FromGeoopt(Manifold):
     exp, log                expmap, logmap
     project, to_tangent     projx, proju
     transport(x, u, y)      transp(x, y, u)
+    inner                   inner
     ======================  ==========================
 
-    Paths need ``logmap`` (PoincareBall, Lorentz, SymmetricPositiveDefinite, ... have it; Stiefel has none). Use
-    float64:
-    geoopt's formulas lose digits in float32.
+    geoopt's ``PoincareBall``, ``Lorentz``, ``SymmetricPositiveDefinite`` (affine-invariant) and ``Sphere`` are computed by
+    :class:`~manifoldflow.manifolds.hyperbolic.PoincareBall`, :class:`~manifoldflow.manifolds.hyperbolic.Lorentz`,
+    :class:`~manifoldflow.manifolds.spd.SPD` and :class:`Sphere`, the same geometry in the same coordinates: geoopt's formulas
+    lose half of the digits of close points and have no derivatives in forward mode, or none where eigenvalues coincide.
+    Their curvature is read once, here. Every other manifold is geoopt's own; use float64 there. Paths need its ``logmap``
+    (Stiefel has none),
+    likelihoods a metric that is that of the surrounding space.
 
     Args:
         manifold: a geoopt manifold object.
         shape: shape of one point, ``(n,)`` or ``(n, m)``: geoopt's objects do not hold it.
 
     Raises:
-        ValueError: if the number of axes of ``shape`` is not that of the manifold.
+        ValueError: if the number of axes of ``shape`` is not that of the manifold, the matrices are not square, or the
+            metric is one that geoopt has only the distance of.
     """
 
     manifold: Any
     shape: tuple[int, ...]
+    closed_form: Manifold | None = field(init=False, default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.shape) != self.manifold.ndim:
             raise ValueError(f"{self.manifold.name}: a point has {self.manifold.ndim} axes, got shape {self.shape}")
+        object.__setattr__(self, "closed_form", _closed_form(self.manifold, tuple(self.shape)))
 
     @property
     def event_ndim(self) -> int:  # type: ignore[override]
@@ -62,11 +73,18 @@ class FromGeoopt(Manifold):
     @property
     def dim(self) -> int:
         """Rank of the projection onto a tangent space."""
-        return _tangent_rank(self.manifold, self.shape)
+        return self.closed_form.dim if self.closed_form else _tangent_rank(self.manifold, self.shape)
+
+    @property
+    def is_hadamard(self) -> bool:
+        """Whether exp is one-to-one from every tangent space onto the manifold, as far as known."""
+        return bool(getattr(self.closed_form, "is_hadamard", False))
 
     def origin(
         self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Tensor:
+        if self.closed_form:
+            return self.closed_form.origin(shape, dtype=dtype, device=device)
         return (
             self.manifold.origin(*self.shape, dtype=dtype, device=device)
             .as_subclass(Tensor)
@@ -75,43 +93,112 @@ class FromGeoopt(Manifold):
         )
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.manifold.expmap(x, u)
+        return self.closed_form.exp(x, u) if self.closed_form else self.manifold.expmap(x, u)
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.manifold.logmap(x, y)
+        return self.closed_form.log(x, y) if self.closed_form else self.manifold.logmap(x, y)
 
     def project(self, x: Tensor) -> Tensor:
-        return self.manifold.projx(x)
+        return self.closed_form.project(x) if self.closed_form else self.manifold.projx(x)
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.manifold.proju(x, u)
+        return self.closed_form.to_tangent(x, u) if self.closed_form else self.manifold.proju(x, u)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        if self.closed_form:
+            return self.closed_form.inner(x, u, v)
         # With keepdim: geoopt 0.5 broadcasts the conformal factor of a ball along a wrong axis without it.
         value = self.manifold.inner(x, u, v, keepdim=True)
         return value.reshape(value.shape[: value.ndim - len(self.shape)])
 
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.manifold.dist(x, y)
+        return self.closed_form.dist(x, y) if self.closed_form else self.manifold.dist(x, y)
 
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        return self.manifold.transp(x, y, u)
+        return self.closed_form.transport(x, u, y) if self.closed_form else self.manifold.transp(x, y, u)
+
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return self.closed_form.dexp_inv(x, w, v) if self.closed_form else super().dexp_inv(x, w, v)
+
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.closed_form.log_exp_volume(x, u) if self.closed_form else super().log_exp_volume(x, u)
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.closed_form.is_minimising(x, u) if self.closed_form else super().is_minimising(x, u)
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         """The projected coordinate axes, made orthonormal in the metric by an eigendecomposition of their Gram
         matrix."""
-        axes = torch.eye(self.origin().numel(), dtype=x.dtype, device=x.device).unflatten(-1, self.shape)
-        at = x.unsqueeze(-1 - len(self.shape))
-        span = self.to_tangent(at, axes.expand(*x.shape[: x.ndim - len(self.shape)], *axes.shape))
+        if self.closed_form:
+            return self.closed_form.tangent_basis(x)
+        span, at = self._span(x), x.unsqueeze(-1 - len(self.shape))
         axis = -1 - len(self.shape)
         gram = self.inner(at.unsqueeze(axis), span.unsqueeze(axis), span.unsqueeze(axis - 1))
         value, vector = torch.linalg.eigh(gram)
         combine = vector[..., -self.dim :] * value[..., -self.dim :].rsqrt().unsqueeze(-2)
         return (combine.mT @ span.flatten(-len(self.shape))).unflatten(-1, self.shape)
 
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The basis, and :math:`d_k[j] = \langle e_k, P_x a_j
+        angle_x` for the coordinate axes :math:`a_j`."""
+        if self.closed_form:
+            return self.closed_form.frame_moves(x)
+        _check_embedded(self.manifold)
+        basis, span = self.tangent_basis(x), self._span(x)
+        axis = -1 - len(self.shape)
+        at = x.unsqueeze(axis).unsqueeze(axis)
+        return basis, self.inner(at, basis.unsqueeze(axis), span.unsqueeze(axis - 1)).unflatten(-1, self.shape)
+
+    def log_volume_element(self, x: Tensor) -> Tensor:
+        if self.closed_form:
+            return self.closed_form.log_volume_element(x)
+        _check_embedded(self.manifold)
+        return super().log_volume_element(x)
+
     def residual(self, x: Tensor) -> Tensor:
         """Distance moved by the projection, in the largest coordinate."""
+        if self.closed_form:
+            return self.closed_form.residual(x)
         return (self.project(x) - x).abs().flatten(x.ndim - len(self.shape)).amax(-1)
+
+    def _span(self, x: Tensor) -> Tensor:
+        """The coordinate axes, projected onto the tangent space at x, ``(..., numbers of a point, *event)``."""
+        axes = torch.eye(self.origin().numel(), dtype=x.dtype, device=x.device).unflatten(-1, self.shape)
+        at = x.unsqueeze(-1 - len(self.shape))
+        return self.to_tangent(at, axes.expand(*x.shape[: x.ndim - len(self.shape)], *axes.shape))
+
+
+def _closed_form(manifold: Any, shape: tuple[int, ...]) -> Manifold | None:
+    """Our manifold of the same geometry and coordinates, where there is one."""
+    import geoopt
+
+    if isinstance(manifold, geoopt.PoincareBall):
+        return PoincareBall(shape[0], -float(manifold.c.detach()))
+    if isinstance(manifold, geoopt.Lorentz):
+        return Lorentz(shape[0] - 1, -1 / float(manifold.k.detach()))
+    if isinstance(manifold, geoopt.SymmetricPositiveDefinite):
+        if shape[0] != shape[1]:
+            raise ValueError(f"{manifold.name}: matrices must be square, got shape {shape}")
+        if manifold.default_metric.value != "AIM":
+            raise ValueError(
+                f"geoopt has only the distance of the metric {manifold.default_metric.value!r}, its exp and log are the "
+                "affine-invariant ones; use 'AIM', or manifoldflow's LogEuclideanSPD"
+            )
+        return SPD(shape[0])
+    if isinstance(manifold, geoopt.Sphere) and getattr(manifold, "projector", None) is None and len(shape) == 1:
+        return Sphere(shape[0] - 1)  # geoopt's transport projects, which shortens tangents
+    return None
+
+
+def _check_embedded(manifold: Any) -> None:
+    import geoopt
+
+    flat = (geoopt.Euclidean, geoopt.Sphere, geoopt.EuclideanStiefel)
+    if not isinstance(manifold, flat):
+        raise NotImplementedError(
+            f"no divergence on geoopt's {manifold.name}: its volume element is not known here. Subclass FromGeoopt and give "
+            "frame_moves and log_volume_element"
+        )
 
 
 @functools.lru_cache(maxsize=64)

@@ -156,7 +156,7 @@ class LandmarkFeatures(PointFeatures):
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def forward(self, x: Tensor, t: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, hidden: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Features of points ``(..., *event)`` at times of leading batch axes.
 
         Args:

@@ -39,8 +39,8 @@ def suited(config: DensityConfig, data: DataSet, train: Tensor) -> DensityConfig
     if data.space.dim <= 3 and len(train) <= MOST_LANDMARKS and not isinstance(data.space, mf.Torus):
         return replace(made, features="landmarks", finest=made.finest or 1e-3, waves=2, wave_length=2.0)
     if isinstance(data.space, mf.Torus):
-        depth = max(made.depth, 4)
-        return replace(made, features="coordinates", network="resnet", depth=depth, harmonics=6, low_variance=True)
+        torus = replace(made, features="coordinates", network="resnet", depth=max(made.depth, 4), harmonics=6)
+        return replace(torus, finest=made.finest or 0.02, late=False, low_variance=True)
     return replace(made, features="waves", finest=made.finest or 0.03)
 
 

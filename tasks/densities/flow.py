@@ -25,8 +25,9 @@ class DensityConfig:
         width: hidden width.
         depth: hidden layers, or blocks of two.
         harmonics: multiples of every angle of a torus, among its coordinates.
-        finest: smallest detail of the data, in radians: waves and landmarks resolve it, and times are spread over all
-            scales down to it. 0 for times as they are.
+        finest: smallest detail of the data, in radians: landmarks resolve it, and the network tells times apart that are
+            so close to 1. 0 for no such detail.
+        late: training times and solver steps are spread over all scales down to ``finest``.
         waves: number of plane waves.
         wave_length: largest frequency of the waves in radians per unit (whole waves per turn on tori).
         low_variance: regress on the mean velocity of the batch (compact spaces with a uniform source).
@@ -39,6 +40,7 @@ class DensityConfig:
     depth: int = 3
     harmonics: int = 4
     finest: float = 0.0
+    late: bool = True
     waves: int = 128
     wave_length: float = 32.0
     low_variance: bool = False
@@ -84,7 +86,7 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
         space,
         model=network,
         path=mf.Geodesic(average_targets=config.low_variance),
-        time_warp=mf.Late(config.finest) if config.finest else None,
+        time_warp=mf.Late(config.finest) if config.finest and config.late else None,
     )
     flow.builder, flow.config = "tasks.densities.flow:build", asdict(config)
     return flow

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion
+from manifoldflow.reflow import make_pairs as sample_pairs
 from tasks.proteins.geometry import atoms_from_frames
 from tasks.proteins.metrics import ca_distances, clashes, radius_of_gyration
 from tasks.proteins.relax import relax
@@ -142,12 +143,15 @@ def make_pairs(
         mask = torch.arange(longest, device=generator.device) < torch.tensor(part, device=generator.device).unsqueeze(
             -1
         )
-        x0: Any = flow.draw_source((len(part), longest), mask=mask, generator=generator, device=generator.device)
         try:
-            x = flow.sample(x0=x0, mask=mask, steps=steps, generator=generator)
+            pairs = sample_pairs(
+                flow, (len(part), longest), steps=steps, batch_size=len(part), mask=mask, generator=generator
+            )
         except KeyboardInterrupt:
             write()
             raise
+        x0: Any = pairs.x0
+        x: Any = pairs.x1
         is_quaternion = x["rots"].ndim == 3
         x = relax(x, mask)
         x = {

@@ -1,0 +1,261 @@
+"""Symmetric positive-definite matrices, with the affine-invariant or the log-Euclidean metric."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.hyperbolic import log_sinhc
+from manifoldflow.numerics import in_full_precision, tiny_square
+
+
+def _symmetric(a: Tensor) -> Tensor:
+    return 0.5 * (a + a.mT)
+
+
+def _conjugate(a: Tensor, b: Tensor) -> Tensor:
+    """a b a^T, symmetrised."""
+    return _symmetric(a @ b @ a.mT)
+
+
+def _divided(kind: str, e: Tensor) -> Tensor:
+    """Divided differences (f(a) - f(b)) / (a - b) of exp or log over all pairs of eigenvalues; f' on the diagonal."""
+    a, b = e.unsqueeze(-1), e.unsqueeze(-2)
+    if kind == "exp":
+        r = (0.25 * (a - b) ** 2 + tiny_square(e.dtype)).sqrt()
+        return (0.5 * (a + b)).exp() * r.sinh() / r
+    ratio = (a - b) / (a + b)
+    is_close = ratio.abs() < 0.1
+    q = torch.where(is_close, ratio, 0.0) ** 2
+    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q / 15))))))
+    return torch.where(is_close, 2 * series / (a + b), (a.log() - b.log()) / torch.where(is_close, 1.0, a - b))
+
+
+def _eigh(kind: str, a: Tensor) -> tuple[Tensor, Tensor]:
+    e, q = torch.linalg.eigh(a)
+    # A matrix whose eigenvalues span more than the digits of its numbers may come out indefinite.
+    return (e.maximum(torch.finfo(e.dtype).eps * e[..., -1:]) if kind == "log" else e), q
+
+
+class _Spectral(torch.autograd.Function):
+    """exp or log of symmetric matrices, differentiable (both modes) also where eigenvalues coincide (Daleckii & Krein)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, kind: str) -> Tensor:
+        e, q = _eigh(kind, a)
+        return (q * (e.exp() if kind == "exp" else e.log()).unsqueeze(-2)) @ q.mT
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+        ctx.kind = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _derivative(ctx.kind, ctx.saved_tensors[0], grads[0]), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _derivative(ctx.kind, ctx.saved_tensors[0], tangents[0])
+
+
+def _derivative(kind: str, a: Tensor, change: Tensor) -> Tensor:
+    e, q = _eigh(kind, a)
+    return q @ (_divided(kind, e) * (q.mT @ _symmetric(change) @ q)) @ q.mT
+
+
+def matrix_exp(a: Tensor) -> Tensor:
+    """Exponential of symmetric matrices ``(..., n, n)``."""
+    return _Spectral.apply(a, "exp")
+
+
+def matrix_log(a: Tensor) -> Tensor:
+    """Logarithm of symmetric positive-definite matrices ``(..., n, n)``."""
+    return _Spectral.apply(a, "log")
+
+
+def symmetric_basis(n: int, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+    """An orthonormal basis of the symmetric matrices, ``(n (n + 1) / 2, n, n)``."""
+    row, column = torch.triu_indices(n, n, device=device)
+    number = torch.arange(len(row), device=device)
+    basis = torch.zeros(len(row), n, n, dtype=dtype, device=device)
+    size = torch.where(row == column, 1.0, torch.tensor(0.5, dtype=dtype, device=device).sqrt())
+    basis[number, row, column] = size
+    basis[number, column, row] = size
+    return basis
+
+
+class _PositiveDefinite(Manifold):
+    n: int
+    event_ndim: ClassVar[int] = 2
+    tangent_ndim: ClassVar[int] = 2
+    is_hadamard: ClassVar[bool] = True
+    """exp is one-to-one from every tangent space onto the manifold."""
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"{type(self).__name__}: n must be at least 1, got {self.n}")
+
+    @property
+    def dim(self) -> int:
+        return self.n * (self.n + 1) // 2
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.n, self.n)
+
+    def origin(
+        self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Tensor:
+        """The unit matrix."""
+        return torch.eye(self.n, dtype=dtype, device=device).expand(*shape, self.n, self.n)
+
+    @in_full_precision
+    def project(self, x: Tensor) -> Tensor:
+        """The symmetric part, its eigenvalues raised to round-off of the largest where they are smaller."""
+        e, q = torch.linalg.eigh(_symmetric(x))
+        least = torch.finfo(x.dtype).eps * e[..., -1:].abs().clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+        raised = (q * e.maximum(least).unsqueeze(-2)) @ q.mT
+        return torch.where((e[..., :1] < least).unsqueeze(-1), _symmetric(raised), _symmetric(x))
+
+    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
+        return _symmetric(u)
+
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        """Every geodesic is."""
+        return torch.ones_like(u[..., 0, 0], dtype=torch.bool)
+
+    @in_full_precision
+    def residual(self, x: Tensor) -> Tensor:
+        """The larger of the asymmetry and the most negative eigenvalue."""
+        skew = (x - x.mT).abs().flatten(-2).amax(-1)
+        return skew.maximum(-torch.linalg.eigvalsh(_symmetric(x))[..., 0])
+
+
+@dataclass(frozen=True)
+class SPD(_PositiveDefinite):
+    r"""Symmetric positive-definite matrices with the affine-invariant metric
+    :math:`\langle u, v \rangle_x = \mathrm{tr}(x^{-1} u x^{-1} v)` (Pennec et al. 2006).
+
+    Points and tangents have shape ``(..., n, n)``; a tangent is the rate of change of the matrix. Everything is computed
+    after :math:`L^{-1} \cdot L^{-T}` with the Cholesky factor L of x, an isometry that takes x to the unit matrix.
+
+    Args:
+        n: size of the matrices; the dimension is n (n + 1) / 2.
+    """
+
+    n: int
+
+    @in_full_precision
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`L \exp(L^{-1} u L^{-T}) L^T`."""
+        root = _cholesky(x)
+        return _conjugate(root, matrix_exp(_whiten(root, u)))
+
+    @in_full_precision
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        root = _cholesky(x)
+        return _conjugate(root, matrix_log(_whiten(root, y)))
+
+    @in_full_precision
+    def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        root = _cholesky(x)
+        return (_whiten(root, u) * _whiten(root, v)).sum((-2, -1))
+
+    @in_full_precision
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        r""":math:`L \sqrt{m}\, (L^{-1} u L^{-T}) \sqrt{m} L^T` with :math:`m = L^{-1} y L^{-T}`."""
+        root = _cholesky(x)
+        half = matrix_exp(0.5 * matrix_log(_whiten(root, y)))
+        return _conjugate(root, _conjugate(half, _whiten(root, u)))
+
+    @in_full_precision
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        root = _cholesky(x)
+        e, q = torch.linalg.eigh(_whiten(root, w))
+        change = q.mT @ _whiten(root, v) @ q / _divided("exp", e)
+        return _conjugate(root, _conjugate(q, change))
+
+    @in_full_precision
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        r""":math:`\sum_{i<j} \log\frac{\sinh(\delta_{ij}/2)}{\delta_{ij}/2}` of the differences of the eigenvalues of
+        :math:`L^{-1} u L^{-T}`."""
+        e = torch.linalg.eigvalsh(_whiten(_cholesky(x), u))
+        squared = 0.25 * (e.unsqueeze(-1) - e.unsqueeze(-2)) ** 2
+        return 0.5 * log_sinhc(squared).sum((-2, -1))
+
+    @in_full_precision
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        axes = symmetric_basis(self.n, x.dtype, x.device)
+        return _conjugate(_cholesky(x).unsqueeze(-3), axes)
+
+    @in_full_precision
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        axes = symmetric_basis(self.n, x.dtype, x.device)
+        root = _cholesky(x)
+        unit = torch.eye(self.n, dtype=x.dtype, device=x.device)
+        inverse = torch.linalg.solve_triangular(root, unit, upper=False)
+        return _conjugate(root.unsqueeze(-3), axes), _conjugate(inverse.mT.unsqueeze(-3), axes)
+
+    @in_full_precision
+    def log_volume_element(self, x: Tensor) -> Tensor:
+        r""":math:`-\tfrac{n + 1}{2} \log\det x`."""
+        return -(self.n + 1) * _cholesky(x).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+@dataclass(frozen=True)
+class LogEuclideanSPD(_PositiveDefinite):
+    r"""Symmetric positive-definite matrices, flat in :math:`\log x` (Arsigny et al. 2006).
+
+    Points have shape ``(..., n, n)``. A tangent is the rate of change of the *matrix logarithm*, a symmetric matrix with the
+    plain inner product, so transport is the identity.
+
+    Args:
+        n: size of the matrices; the dimension is n (n + 1) / 2.
+    """
+
+    n: int
+
+    @in_full_precision
+    def exp(self, x: Tensor, u: Tensor) -> Tensor:
+        return _symmetric(matrix_exp(matrix_log(x) + u))
+
+    @in_full_precision
+    def log(self, x: Tensor, y: Tensor) -> Tensor:
+        return matrix_log(y) - matrix_log(x)
+
+    def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        return u
+
+    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return v
+
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        return torch.zeros_like(u[..., 0, 0])
+
+    def tangent_basis(self, x: Tensor) -> Tensor:
+        axes = symmetric_basis(self.n, x.dtype, x.device)
+        return axes.expand(*x.shape[:-2], *axes.shape)
+
+    @in_full_precision
+    def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rate of change of the matrix that belongs to each rate of change of its logarithm."""
+        axes = self.tangent_basis(x)
+        e, q = torch.linalg.eigh(x)
+        inside = q.mT.unsqueeze(-3) @ axes @ q.unsqueeze(-3)
+        return _conjugate(q.unsqueeze(-3), inside * _divided("exp", e.log()).unsqueeze(-3)), axes
+
+
+def _cholesky(x: Tensor) -> Tensor:
+    return torch.linalg.cholesky_ex(x)[0]  # without the check, which waits for the device
+
+
+def _whiten(root: Tensor, u: Tensor) -> Tensor:
+    """L^-1 u L^-T for lower-triangular L."""
+    left = torch.linalg.solve_triangular(root, u, upper=False)
+    return _symmetric(torch.linalg.solve_triangular(root, left.mT, upper=False))
