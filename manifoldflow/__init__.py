@@ -3,7 +3,17 @@
 from manifoldflow import nn
 from manifoldflow.checkpoint import load, save
 from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
-from manifoldflow.distributions import IGSO3, Normal, ReflectedNormal, Uniform, WrappedNormal
+from manifoldflow.distributions import (
+    IGSO3,
+    Checkerboard,
+    Dirichlet,
+    Mixture,
+    Normal,
+    ReflectedNormal,
+    Uniform,
+    VonMisesFisher,
+    WrappedNormal,
+)
 from manifoldflow.flow import Flow
 from manifoldflow.manifolds import (
     SO3,
@@ -47,7 +57,9 @@ __all__ = [
     "Ball",
     "Box",
     "Centered",
+    "Checkerboard",
     "Cosine",
+    "Dirichlet",
     "Euclidean",
     "Exponential",
     "Flow",
@@ -59,6 +71,7 @@ __all__ = [
     "Lorentz",
     "Mesh",
     "MinibatchOT",
+    "Mixture",
     "Normal",
     "PathPoint",
     "PoincareBall",
@@ -72,6 +85,7 @@ __all__ = [
     "Torus",
     "Uniform",
     "UnitQuaternion",
+    "VonMisesFisher",
     "WrappedNormal",
     "kabsch",
     "linear_grid",

@@ -1,11 +1,27 @@
 """Sources, noises and their densities."""
 
 from manifoldflow.distributions.base import Distribution
+from manifoldflow.distributions.checkerboard import Checkerboard
+from manifoldflow.distributions.dirichlet import Dirichlet
 from manifoldflow.distributions.igso3 import IGSO3
 from manifoldflow.distributions.mesh_bumps import MeshBumps
+from manifoldflow.distributions.mixture import Mixture
 from manifoldflow.distributions.normal import Normal
 from manifoldflow.distributions.reflected_normal import ReflectedNormal
 from manifoldflow.distributions.uniform import Uniform
+from manifoldflow.distributions.von_mises import VonMisesFisher
 from manifoldflow.distributions.wrapped_normal import WrappedNormal
 
-__all__ = ["IGSO3", "Distribution", "MeshBumps", "Normal", "ReflectedNormal", "Uniform", "WrappedNormal"]
+__all__ = [
+    "IGSO3",
+    "Checkerboard",
+    "Dirichlet",
+    "Distribution",
+    "MeshBumps",
+    "Mixture",
+    "Normal",
+    "ReflectedNormal",
+    "Uniform",
+    "VonMisesFisher",
+    "WrappedNormal",
+]

@@ -18,11 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
-from scipy import special
 from torch import Tensor
 
+from manifoldflow.distributions.von_mises import log_normalizer
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Euclidean
 from manifoldflow.manifolds.quaternion import UnitQuaternion
@@ -154,7 +153,7 @@ def mixture_weights(log_density: Tensor, rounds: int = 60) -> tuple[Tensor, Tens
 
 def kernel_table(space: Manifold, x: Tensor, centres: Tensor, kappas: Tensor) -> Tensor:
     """Log of the one-scale estimates at points ``(N, *event)`` for every concentration, ``(N, len(kappas))``."""
-    front = log_front(space, kappas) - math.log(len(centres))
+    front = log_normalizer(space, kappas) - math.log(len(centres))
     nearest, tiles = _tiles(space, x, centres)
     total = torch.zeros(len(x), len(kappas), dtype=torch.float64)
     for rows, h in tiles:
@@ -169,7 +168,7 @@ def doubling_table(space: Manifold, x: Tensor, centres: Tensor, least: float, co
     The nearest centre is taken out first, so the largest term of every sum is 1 at every scale.
     """
     kappas = least * 2 ** (0.5 * torch.arange(count, dtype=torch.float64))
-    front = log_front(space, kappas) - math.log(len(centres))
+    front = log_normalizer(space, kappas) - math.log(len(centres))
     nearest, tiles = _tiles(space, x, centres)
     total = torch.zeros(len(x), count, dtype=torch.float64)
     for rows, h in tiles:
@@ -181,37 +180,6 @@ def doubling_table(space: Manifold, x: Tensor, centres: Tensor, least: float, co
                 # Below 1e-100 nothing counts, and denormal numbers would take five times as long.
                 value = torch.nn.functional.threshold(value.square_(), 1e-100, 0.0) if k % 8 < 2 else value.square_()
     return total.log() - nearest.unsqueeze(-1) * kappas + front
-
-
-def log_front(space: Manifold, kappas: Tensor) -> Tensor:
-    r""":math:`\log c(\kappa)` with respect to the Riemannian volume, by scaled Bessel functions, which do not overflow.
-
-    S^2: :math:`\kappa / 2\pi (1 - e^{-2\kappa})`. S^d: :math:`\kappa^\nu / ((2\pi)^{\nu+1} e^{-\kappa} I_\nu(\kappa))` with
-    :math:`\nu = (d-1)/2`. T^d: :math:`(2\pi e^{-\kappa} I_0(\kappa))^{-d}`. Rotations, total volume
-    :math:`8\pi^2`: :math:`1 / 8\pi^2 e^{-\kappa}(I_0 - I_1)(\kappa)`. R^d: :math:`(\kappa / 2\pi)^{d/2}`.
-    """
-    k = kappas.double().numpy()
-    two_pi = 2 * math.pi
-    if isinstance(space, Sphere):
-        if space.dim == 2:
-            value = np.log(k / two_pi) - np.log(-np.expm1(-2 * k))
-        else:
-            order = 0.5 * (space.dim - 1)
-            value = order * np.log(k) - (order + 1) * math.log(two_pi) - np.log(special.ive(order, k))
-    elif isinstance(space, Torus):
-        # The volume of a circle is its period.
-        value = -space.d * (math.log(space.period) + np.log(special.i0e(k)))
-    elif isinstance(space, SO3 | UnitQuaternion):
-        # I0 - I1 cancels: for large kappa from its expansion.
-        with np.errstate(over="ignore"):
-            series = (1 + 0.375 / k + 0.3515625 / k**2) / (2 * k * np.sqrt(two_pi * k))
-        gap = np.where(k > 1e4, series, special.i0e(k) - special.i1e(k))
-        value = -math.log(8 * math.pi**2) - np.log(gap)
-    elif isinstance(space, Euclidean):
-        value = 0.5 * space.dim * np.log(k / two_pi)
-    else:
-        raise ValueError(f"no kernel density estimate on {space}")
-    return torch.from_numpy(np.asarray(value, dtype=np.float64))
 
 
 def _embed(space: Manifold, x: Tensor) -> tuple[Tensor, float]:
@@ -232,7 +200,9 @@ def _tiles(space: Manifold, x: Tensor, centres: Tensor) -> tuple[Tensor, Iterato
     centre, _ = _embed(space, centres)
     # The square by one product: in float64 it is exact to 1e-16, so kappa h to 1e-7 at the largest kappa.
     left = torch.cat([point * -2, point.square().sum(-1, keepdim=True), torch.ones_like(point[:, :1])], -1) * factor
-    right = torch.cat([centre, torch.ones_like(centre[:, :1]), centre.square().sum(-1, keepdim=True)], -1).mT.contiguous()
+    right = torch.cat(
+        [centre, torch.ones_like(centre[:, :1]), centre.square().sum(-1, keepdim=True)], -1
+    ).mT.contiguous()
     width = min(len(centres), 2**11)
     height = max(1, TILE // width)
     nearest = torch.full((len(x),), torch.inf, dtype=torch.float64)

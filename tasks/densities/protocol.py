@@ -31,7 +31,7 @@ RECIPES = {
 }
 """Models that are compared. The default one is what ``train`` takes: landmarks or waves, by the data."""
 
-STEPS = {"volcano": 6000, "earthquake": 3000, "torsions": 1500, "rotamers": 3000}
+STEPS = {"volcano": 6000, "earthquake": 3000, "torsions": 1500, "rotamers": 4000}
 """Training steps: one to four minutes on one core."""
 
 

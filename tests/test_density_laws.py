@@ -1,0 +1,132 @@
+"""Laws with exact densities: against scipy, quadrature, and their own draws."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import manifoldflow as mf
+
+DOUBLE = torch.float64
+TURN = 2 * math.pi
+AXIS = (0.36, 0.48, 0.8)
+
+
+def turned(space):
+    """A point away from the origin, as numbers in a row."""
+    x = space.exp(space.origin((), dtype=DOUBLE), 0.4 * space.tangent_basis(space.origin((), dtype=DOUBLE)).sum(0))
+    return tuple(x.flatten().tolist())
+
+
+def laws():
+    so3, q = mf.SO3(), mf.UnitQuaternion()
+    near = mf.VonMisesFisher(20.0, AXIS, mf.Sphere(2))
+    return {
+        "von Mises-Fisher on S2": near,
+        "weak one on S2": mf.VonMisesFisher(0.3, AXIS, mf.Sphere(2)),
+        "on S1": mf.VonMisesFisher(2.0, None, mf.Sphere(1)),
+        "on S4": mf.VonMisesFisher(5.0, turned(mf.Sphere(4)), mf.Sphere(4)),
+        "von Mises on T2": mf.VonMisesFisher(4.0, (1.0, 6.0), mf.Torus(2, TURN)),
+        "von Mises on T1 of period 1": mf.VonMisesFisher(4.0, (0.9,), mf.Torus(1)),
+        "matrix Fisher": mf.VonMisesFisher(3.0, turned(so3), so3),
+        "of quaternions": mf.VonMisesFisher(3.0, turned(q), q),
+        "mixture on S2": mf.Mixture((near, mf.VonMisesFisher(3.0)), (1.0, 3.0)),
+        "mixture of wrapped normals": mf.Mixture(
+            tuple(mf.WrappedNormal(scale=s, mean=torch.full((2,), 2.0 * s)) for s in (0.2, 0.6)),
+            manifold=mf.Torus(2, TURN),
+        ),
+        "mixture of heat kernels": mf.Mixture((mf.IGSO3(0.5), mf.IGSO3(1.0)), manifold=so3),
+        "Dirichlet, Fisher-Rao": mf.Dirichlet((2.0, 3.0, 1.5), mf.Simplex(3)),
+        "Dirichlet, flat": mf.Dirichlet((2.0, 3.0, 1.5), mf.Simplex(3, "flat")),
+        "checkerboard on S2": mf.Checkerboard(4, 6, mf.Sphere(2)),
+        "checkerboard on T2": mf.Checkerboard(4, 4, mf.Torus(2)),
+    }
+
+
+@pytest.mark.parametrize("name", laws())
+def test_density_integrates_to_one(name):
+    law = laws()[name]
+    generator = torch.Generator().manual_seed(0)
+    x = law.space.sample_uniform((200_000,), generator=generator, dtype=DOUBLE)
+    share = torch.exp(law.log_prob(x) + law.space.log_volume)
+    assert abs(float(share.mean()) - 1) < 5 * float(share.std()) / 200_000**0.5 + 1e-9
+
+
+@pytest.mark.parametrize("name", laws())
+def test_draws_follow_the_density(name):
+    """The mean of a bounded test function over draws and over the density (uniform points as weights)."""
+    law = laws()[name]
+    generator = torch.Generator().manual_seed(1)
+    drawn = law.sample((40_000,), generator=generator, dtype=DOUBLE)
+    law.space.check(drawn, 1e-6)
+    x = law.space.sample_uniform((200_000,), generator=generator, dtype=DOUBLE)
+    weight = torch.exp(law.log_prob(x) + law.space.log_volume).clamp_max(1e6)
+    for point in law.space.sample_uniform((4,), generator=generator, dtype=DOUBLE):
+        a = torch.exp(-law.space.dist(point.expand_as(drawn), drawn))
+        b = weight * torch.exp(-law.space.dist(point.expand_as(x), x))
+        error = math.sqrt(float(a.var()) / len(a) + float(b.var()) / len(b))
+        assert abs(float(a.mean() - b.mean())) < 5 * error
+
+
+@pytest.mark.parametrize("kappa", [0.5, 20.0, 1e4, 1e6])
+def test_von_mises_fisher_is_scipys(kappa):
+    x = mf.VonMisesFisher(kappa, AXIS, mf.Sphere(2)).sample((20,), dtype=DOUBLE)
+    truth = stats.vonmises_fisher(np.array(AXIS), kappa).logpdf(x.numpy())
+    # scipy's own 1 - <mu, x> has an error of 1e-16 kappa
+    assert np.abs(mf.VonMisesFisher(kappa, AXIS, mf.Sphere(2)).log_prob(x).numpy() - truth).max() < 1e-9 + 1e-14 * kappa
+
+
+@pytest.mark.parametrize("kappa", [0.5, 20.0, 1e4])
+def test_von_mises_is_scipys(kappa):
+    x = torch.linspace(0, 6.2, 40, dtype=DOUBLE).unsqueeze(-1)
+    truth = stats.vonmises(kappa, loc=1.0).logpdf(x[:, 0].numpy())
+    assert np.abs(mf.VonMisesFisher(kappa, (1.0,), mf.Torus(1, TURN)).log_prob(x).numpy() - truth).max() < 1e-8 * kappa
+
+
+def test_dirichlet_is_scipys():
+    alpha = (2.0, 3.0, 0.5)
+    x = mf.Dirichlet(alpha, mf.Simplex(3)).sample((50,), dtype=DOUBLE)
+    truth = stats.dirichlet(np.array(alpha)).logpdf(x.numpy().T / x.numpy().sum(-1))
+    for metric in ("fisher_rao", "flat"):
+        space = mf.Simplex(3, metric)
+        ours = mf.Dirichlet(alpha, space).log_prob(x) + space.log_volume_per_lebesgue(x)
+        assert np.abs(ours.numpy() - truth).max() < 1e-9
+
+
+def test_small_alphas_give_no_nan():
+    x = mf.Dirichlet(0.01, mf.Simplex(5)).sample((2_000,), generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(x).all()
+    assert (x.sum(-1) - 1).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kappa", [0.0, 1.0, 100.0, 1e6])
+def test_angles_have_the_mean_cosine_of_the_closed_form(kappa):
+    """On S^2: coth(kappa) - 1 / kappa."""
+    x = mf.VonMisesFisher(kappa, AXIS, mf.Sphere(2)).sample(
+        (50_000,), generator=torch.Generator().manual_seed(0), dtype=DOUBLE
+    )
+    h = 1 - (x @ torch.tensor(AXIS, dtype=DOUBLE))
+    truth = 1.0 if kappa == 0 else 1 - 1 / math.tanh(kappa) + 1 / kappa
+    assert abs(float(h.mean()) - truth) < 5 * float(h.std()) / len(h) ** 0.5
+
+
+def test_recipes_are_completed_by_a_flow_and_bad_ones_refused():
+    mixture = mf.Mixture((mf.VonMisesFisher(3.0), mf.VonMisesFisher(5.0)))
+    flow = mf.Flow(mf.Sphere(2), model=mf.nn.TangentMLP(mf.Sphere(2), 8, 1), source=mixture)
+    assert flow.sample(3, steps=2).shape == (3, 3)
+    for make, words in (
+        (lambda: mf.VonMisesFisher(-1.0), "at least 0"),
+        (lambda: mf.VonMisesFisher(1.0, (1.0, 1.0, 1.0), mf.Sphere(2)), "off the manifold"),
+        (lambda: mf.VonMisesFisher(1.0, manifold=mf.Euclidean(2)), "spheres, tori and rotations"),
+        (lambda: mf.Mixture(()), "at least one"),
+        (lambda: mf.Mixture((mf.Uniform(),), (1.0, 2.0)), "1 positive numbers"),
+        (lambda: mf.Mixture((mf.Uniform(mf.Sphere(2)), mf.Uniform(mf.Torus(2)))), "different manifolds"),
+        (lambda: mf.Dirichlet((1.0, -1.0)), "positive"),
+        (lambda: mf.Dirichlet((1.0, 1.0), mf.Simplex(3)), "2 alphas for 3"),
+        (lambda: mf.Checkerboard(3, 4), "even"),
+        (lambda: mf.Checkerboard(manifold=mf.Sphere(3)), "Torus\\(2\\) and Sphere"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            make()
