@@ -62,8 +62,7 @@ class Mixture(Distribution):
         device: torch.device | str | None,
     ) -> Tensor:
         # Every component is drawn everywhere: counts per component would have to be fetched from the device.
-        options = {"generator": generator, "dtype": dtype, "device": device}
-        drawn = torch.stack([c.sample(shape, **options) for c in self.components])
+        drawn = torch.stack([c.sample(shape, generator=generator, dtype=dtype, device=device) for c in self.components])
         share = torch.tensor(self.log_weights, dtype=torch.float64, device=device).exp().cumsum(0)
         place = torch.rand(shape, generator=generator, dtype=torch.float64, device=device)
         which = torch.searchsorted(share, place).clamp_max(len(self.components) - 1)
