@@ -398,7 +398,7 @@ class Flow(nn.Module):
         method: str | Step | Adaptive = "rk4",
         divergence: Divergence = "exact",
         probes: int = 1,
-        trace_every: int = 3,
+        trace_every: int = 2,
         t_max: float | None = None,
         mask: Tensor | None = None,
         cond: Any = None,
@@ -424,7 +424,8 @@ class Flow(nn.Module):
             divergence: ``"exact"`` (one forward-mode product per dimension of the state) or ``"hutchinson"`` (an unbiased
                 estimate from random tangents, drawn anew at every time, so that their noise averages out).
             probes: number of random tangents.
-            trace_every: take the divergence at every such time of the grid; 1 for fields that change fast in time.
+            trace_every: take the divergence at every such time of a grid that is long enough for it (32 times are left);
+                1 for fields that change fast in time.
             t_max: time at which ``x`` is taken to live. 1 for velocity predictions; 0.99 for endpoint predictions, whose
                 velocity has a pole at 1. Numbers at different ``t_max`` do not compare.
             mask: bool ``(B, N)`` of real elements.

@@ -276,8 +276,8 @@ def test_shrinking_steps_integrate_a_growing_divergence():
 
 def test_trace_nodes_hold_both_ends():
     assert trace_nodes(3, 2) == [0, 1, 2]
-    assert trace_nodes(17, 2) == list(range(17))  # too few to leave any out
-    assert trace_nodes(18, 2) == [0, 2, 4, 6, 8, 10, 12, 14, 16, 17]
+    assert trace_nodes(65, 2) == list(range(65))  # too few to leave any out
+    assert trace_nodes(66, 2) == [*range(0, 65, 2), 65]
     assert trace_nodes(101, 3)[-3:] == [96, 99, 100]
 
 

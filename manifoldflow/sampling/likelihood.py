@@ -9,7 +9,7 @@ The divergence is the trace of the derivative of v in an orthonormal frame of th
 (:meth:`Manifold.frame_moves`), each column one forward-mode product, or an estimate from random tangents (Hutchinson).
 
 The trajectory needs several velocities a step, the integral of a smooth function of time does not need several
-divergences: they are taken on the grid alone, by default at every third time, and integrated with a quadrature of
+divergences: they are taken on the grid alone, by default at every second time, and integrated with a quadrature of
 sixth order. A divergence costs as much as ``dim + 1`` velocities, so this is most of the speed
 (benchmarks/likelihood_vs_jacrev.py).
 """
@@ -178,7 +178,7 @@ def log_density_change(
     grid: "SolverGrid",
     *,
     method: str | Step = "rk4",
-    trace_every: int = 3,
+    trace_every: int = 2,
     take: Callable[[State, Tensor], tuple[State, Tensor]],
     recompute: bool = False,
 ) -> tuple[State, Tensor]:
@@ -245,14 +245,14 @@ class SolverGrid(NamedTuple):
         return SolverGrid(*([*column[:-1:2], column[-1]] for column in self))
 
 
-FEWEST_NODES = 8
-"""Intervals between divergences below which all of them are taken."""
+FEWEST_NODES = 32
+"""Intervals between divergences below which all of them are taken: flows of real data change fast towards t = 1."""
 
 
 def trace_nodes(count: int, every: int) -> list[int]:
     """Indices of the grid at which the divergence is taken: both ends and every ``every``-th between them.
 
-    A grid of few steps gets them all: the quadrature is of order 6, and needs nodes that lie close for it to show.
+    A grid of few steps gets them all: the quadrature is of order 6, and needs nodes that lie close for that to show.
     """
     if every < 1:
         raise ValueError(f"trace_every must be at least 1, got {every}")

@@ -68,7 +68,7 @@ def torus5_mixture() -> Distribution:
     """Four products of five von Mises laws."""
     generator = torch.Generator().manual_seed(5)
     centres = (TURN * torch.rand(4, 5, generator=generator)).tolist()
-    return mf.Mixture(tuple(mf.VonMisesFisher(3.0, tuple(c)) for c in centres), manifold=mf.Torus(5, TURN))
+    return mf.Mixture(tuple(mf.VonMisesFisher(1.0, tuple(c)) for c in centres), manifold=mf.Torus(5, TURN))
 
 
 def so3_modes() -> Distribution:
