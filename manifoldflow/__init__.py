@@ -43,7 +43,7 @@ from manifoldflow.paths import (
     Premetric,
     StochasticInterpolant,
 )
-from manifoldflow.sampling import SDE, Adaptive, linear_grid, ode_kernel, sample_sde, simulate
+from manifoldflow.sampling import SDE, Adaptive, linear_grid, ode_kernel, simulate
 
 __version__ = "0.1.0"
 
@@ -92,7 +92,6 @@ __all__ = [
     "load",
     "nn",
     "ode_kernel",
-    "sample_sde",
     "save",
     "simulate",
 ]

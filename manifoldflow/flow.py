@@ -24,8 +24,9 @@ from manifoldflow.sampling.likelihood import (
     log_density_change,
     log_density_change_adaptive,
 )
-from manifoldflow.sampling.simulate import simulate
+from manifoldflow.sampling.simulate import Kernel, simulate
 from manifoldflow.sampling.steps import METHODS, Step, get_step
+from manifoldflow.sampling.stochastic import SDE, SDEKernel
 from manifoldflow.sampling.timegrid import linear_grid
 from manifoldflow.state import (
     SINGLE,
@@ -305,7 +306,7 @@ class Flow(nn.Module):
         lengths: Sequence[int] | None = None,
         steps: int = 100,
         times: Tensor | Sequence[float] | None = None,
-        method: str | Step = "euler",
+        method: str | Step | SDE = "euler",
         mask: Tensor | None = None,
         cond: Any = None,
         known: State | None = None,
@@ -322,7 +323,8 @@ class Flow(nn.Module):
             lengths: sizes of sets, one per sample; the result is then ``(x, mask)`` with ``x`` padded to the longest.
             steps: number of steps of a grid from 0 to 1, equally spaced up to ``time_warp``.
             times: a grid instead, ``(steps + 1,)``, increasing or decreasing.
-            method: ``"euler"`` follows the path exactly between two predictions; ``"midpoint"``, ``"heun"``, ``"rk4"``.
+            method: ``"euler"`` follows the path exactly between two predictions; ``"midpoint"``, ``"heun"``, ``"rk4"``; or an
+                :class:`manifoldflow.SDE`, which adds noise and keeps the marginals.
             mask: bool ``(B, N)`` of real elements, if ``shape`` is given.
             cond: condition for the model.
             known, known_mask: values of pinned elements and where they are, see :func:`manifoldflow.sampling.simulate`.
@@ -359,12 +361,13 @@ class Flow(nn.Module):
             grid = self.time_warp.k(linear_grid(steps, dtype=torch.float64)).to(device, torch.get_default_dtype())
         else:
             grid = torch.as_tensor(times, device=device)
-        kernel = FlowKernel(
-            self,
-            method=method,
-            known_mask=known_mask,
-            fully_known=known is not None and set(fields(known)) == set(self.path),
-        )
+        # Elements of which every field is known are clean: the model sees them at t = 1.
+        fully_known = known is not None and set(fields(known)) == set(self.path)
+        kernel: Kernel
+        if isinstance(method, SDE):
+            kernel = SDEKernel(self, method, known_mask=known_mask if fully_known else None)
+        else:
+            kernel = FlowKernel(self, method=method, known_mask=known_mask, fully_known=fully_known)
         x = simulate(
             kernel,
             x0,

@@ -3,7 +3,7 @@
 from manifoldflow.sampling.likelihood import Adaptive, divergence
 from manifoldflow.sampling.simulate import Kernel, ode_kernel, simulate
 from manifoldflow.sampling.steps import euler, heun, midpoint, rk4
-from manifoldflow.sampling.stochastic import SDE, SDEKernel, langevin, sample_sde, score
+from manifoldflow.sampling.stochastic import SDE, SDEKernel, langevin, score
 from manifoldflow.sampling.timegrid import linear_grid
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "midpoint",
     "ode_kernel",
     "rk4",
-    "sample_sde",
     "score",
     "simulate",
 ]

@@ -31,8 +31,6 @@ from manifoldflow.manifolds.base import expand_time
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
 from manifoldflow.paths.geodesic import Geodesic
 from manifoldflow.paths.interpolant import StochasticInterpolant
-from manifoldflow.sampling.simulate import simulate
-from manifoldflow.sampling.timegrid import linear_grid
 from manifoldflow.state import State, expand_mask, fields, first_tensor, like, where_mask
 
 Diffusion = float | Callable[[Tensor], Tensor]
@@ -284,35 +282,3 @@ def score(flow: Any, x: State, t: Tensor, *, mask: Tensor | None = None, cond: A
         level = noise_level(path, source, t).clamp_min(1e-6)
         out[n] = -noise_prediction(path, source, made[n], v, t) / level
     return like(out, x)
-
-
-@torch.no_grad()
-def sample_sde(
-    flow: Any,
-    shape: int | tuple[int, ...],
-    *,
-    steps: int = 200,
-    diffusion: SDE | Diffusion | Mapping[str, Diffusion] = 1.0,
-    mask: Tensor | None = None,
-    cond: Any = None,
-    x0: State | None = None,
-    generator: torch.Generator | None = None,
-) -> State:
-    """Draw samples of a flow with noise; see :class:`SDE`.
-
-    Args:
-        flow: a flow whose paths have a score, or where ``diffusion`` is 0.
-        shape: number of samples or batch shape ``(B, N)``.
-        steps: number of steps of a grid from 0 to 1, equally spaced up to the flow's ``time_warp``.
-        diffusion: see :class:`SDE`.
-        mask, cond: as for the flow.
-        x0: source points to start from, instead of a draw.
-        generator: of every random draw.
-    """
-    parameter = next(flow.model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device("cpu")
-    if x0 is None:
-        batch = (shape,) if isinstance(shape, int) else tuple(shape)
-        x0 = flow.draw_source(batch, mask=mask, generator=generator, device=device)
-    grid = flow.time_warp.k(linear_grid(steps, dtype=torch.float64)).to(device, first_tensor(x0).dtype)
-    return simulate(SDEKernel(flow, diffusion), x0, grid, mask=mask, cond=cond, generator=generator)
