@@ -19,6 +19,7 @@ from manifoldflow.sampling.likelihood import (
     Adaptive,
     Directions,
     Divergence,
+    OrthantCover,
     SolverGrid,
     divergence,
     log_density_change,
@@ -505,13 +506,14 @@ class Flow(nn.Module):
         rows: int,
         with_graph: bool,
     ) -> Tensor:
-        def velocity(at: State, when: Tensor) -> State:
-            return self.velocity(at, when, mask=mask, cond=cond)
+        fold = OrthantCover(self.spaces)
+        velocity = fold.lift(lambda at, when: self.velocity(at, when, mask=mask, cond=cond))
+        spaces, start = fold.spaces, fold.up(x)
 
         def take(at: State, when: Tensor) -> tuple[State, Tensor]:
             return divergence(
                 velocity,
-                self.spaces,
+                spaces,
                 at,
                 when,
                 kind=kind,
@@ -519,16 +521,17 @@ class Flow(nn.Module):
                 mask=mask,
                 generator=generator,
                 rows=rows,
-                push=self._push(mask, cond),
+                push=None if fold.names else self._push(mask, cond),
             )
 
         if isinstance(method, Adaptive):
-            x0, gained = log_density_change_adaptive(self.spaces, x, grid.times[0], grid.times[-1], method, take)
+            end, gained = log_density_change_adaptive(spaces, start, grid.times[0], grid.times[-1], method, take)
         else:
-            x0, gained = log_density_change(
-                velocity, self.spaces, x, grid, method=method, trace_every=trace_every, take=take, recompute=with_graph
+            end, gained = log_density_change(
+                velocity, spaces, start, grid, method=method, trace_every=trace_every, take=take, recompute=with_graph
             )
-        total = gained
+        x0 = fold.down(end)
+        total = gained + fold.log_inside(end, mask)
         for name, value in fields(x0).items():
             space = self.path[name].space
             element = self.source[name].log_prob(value, mask=mask)

@@ -135,6 +135,24 @@ class Simplex(Manifold):
             return torch.full(x.shape[:-1], 0.5 * math.log(self.categories), dtype=x.dtype, device=x.device)
         return -0.5 * x.log().sum(-1)
 
+    def without_flux(self, x: Tensor, v: Tensor, width: float) -> Tensor:
+        r"""A field that does not cross the sides: each component times :math:`\tanh(c_k / \mathrm{width})`, then tangent again.
+
+        c is :math:`\sqrt p` for Fisher-Rao and p for the flat metric. See :class:`manifoldflow.nn.NoFlux`.
+
+        Args:
+            x: points ``(..., K)``.
+            v: tangents there.
+            width: of the layer at the sides, in the units of c.
+        """
+        depth = x if self._is_flat else x.clamp_min(0).sqrt()
+        faded = v * torch.tanh(depth / width)
+        if not self._is_flat:
+            return self.to_tangent(x, faded)
+        # The sum must be 0 again, by a correction that fades at the sides as well.
+        share = torch.tanh(depth / width)
+        return faded - share * (faded.sum(-1, keepdim=True) / share.sum(-1, keepdim=True))
+
     def residual(self, x: Tensor) -> Tensor:
         """The larger of |sum - 1| and the most negative entry."""
         return (x.sum(-1) - 1).abs().maximum((-x).amax(-1))

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.domains import Domain
+from manifoldflow.manifolds.simplex import Simplex
 
 
 class NoFlux(nn.Module):
@@ -19,10 +20,12 @@ class NoFlux(nn.Module):
         width: of the layer at the walls in which the normal component fades, in units of length.
     """
 
-    def __init__(self, model: nn.Module, domain: Domain, width: float) -> None:
+    def __init__(self, model: nn.Module, domain: Domain | Simplex, width: float) -> None:
         super().__init__()
-        if not isinstance(domain, Domain):
-            raise TypeError(f"NoFlux needs a domain with walls (Box, Ball, HalfSpace, ReflectedSimplex), got {domain}")
+        if not isinstance(domain, Domain | Simplex):
+            raise TypeError(
+                f"NoFlux needs a domain with walls (Box, Ball, HalfSpace, ReflectedSimplex, Simplex), got {domain}"
+            )
         if not width > 0:
             raise ValueError(f"NoFlux: width must be positive, got {width}")
         self.model, self.domain, self.width = model, domain, width

@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from manifoldflow.manifolds.euclidean import Centered
+from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.numerics import push_along
 from manifoldflow.sampling.steps import Step, get_step
 from manifoldflow.state import State, expand_mask, fields, first_tensor, like
@@ -279,6 +281,56 @@ def quadrature_weights(nodes: Sequence[float]) -> list[float]:
             lagrange = np.prod((at[:, None] - others) / (near[j] - others), axis=1)
             weights[first + j] += half * float((share * lagrange).sum())
     return weights.tolist()
+
+
+class OrthantCover:
+    r"""The Fisher-Rao simplex as a part of the sphere of :math:`z = \sqrt p`, for trajectories that leave it.
+
+    The geodesics of the sphere go on where those of the simplex are folded back (p = z^2), and a learned field lets a few
+    trajectories across. Backward in time such a point came from outside, where the source has no mass: its density is 0. Folded
+    back it would be counted twice, and the density would integrate to more than 1.
+
+    Args:
+        spaces: manifold of the state, or a dict of them.
+    """
+
+    def __init__(self, spaces: Any) -> None:
+        self.names = {n for n, s in fields(spaces).items() if isinstance(s, Simplex) and s.metric == "fisher_rao"}
+        of = {n: Sphere(s.categories - 1) if n in self.names else s for n, s in fields(spaces).items()}
+        self.spaces = like(of, spaces)
+
+    def up(self, x: State) -> State:
+        """Points of the simplex as points of the sphere."""
+        return like({n: v.sqrt() if n in self.names else v for n, v in fields(x).items()}, x)
+
+    def down(self, z: State) -> State:
+        """And back, folding."""
+        return like({n: v.square() if n in self.names else v for n, v in fields(z).items()}, z)
+
+    def lift(self, velocity: Velocity) -> Velocity:
+        """The field on the sphere; outside of the orthant it goes on as it is at the folded point."""
+        if not self.names:
+            return velocity
+        spheres = fields(self.spaces)
+
+        def lifted(z: State, t: Tensor) -> State:
+            v = fields(velocity(self.down(z), t))  # a tangent p' / sqrt(p) is 2 z'
+            place = fields(z)
+            made = {n: spheres[n].to_tangent(place[n], 0.5 * u) if n in self.names else u for n, u in v.items()}
+            return like(made, z)
+
+        return lifted
+
+    def log_inside(self, z: State, mask: Tensor | None) -> Tensor:
+        """0 where all of a sample lies inside, minus infinity elsewhere, ``(B,)``."""
+        total = torch.zeros(first_tensor(z).shape[0], dtype=first_tensor(z).dtype, device=first_tensor(z).device)
+        for n in self.names:
+            value = fields(z)[n]
+            is_out = (value < -1e-6).any(-1)
+            if mask is not None:
+                is_out = is_out & expand_mask(mask, is_out)
+            total = total.masked_fill(is_out.flatten(1).any(-1) if is_out.ndim > 1 else is_out, -torch.inf)
+        return total
 
 
 class Adaptive(NamedTuple):
