@@ -17,8 +17,8 @@ from torch.func import jacrev, vmap
 import manifoldflow as mf
 from benchmarks._bench import OURS, Report, compare, run
 
-STEPS = 20
-BATCH = 256
+STEPS = 100
+BATCH = 128
 
 
 def jacrev_log_prob(flow: mf.Flow, x: Tensor, steps: int, method: str) -> Tensor:

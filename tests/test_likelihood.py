@@ -274,6 +274,19 @@ def test_shrinking_steps_integrate_a_growing_divergence():
         assert (flow.log_prob(x, steps=steps) - truth).abs() < 200 * (grow / steps) ** 4
 
 
+def test_points_of_the_simplex_that_come_from_outside_have_no_density():
+    """Everything contracts by 0.6 towards the middle: the image of the orthant has the source's mass, the rest none."""
+    space = mf.Simplex(3)
+    middle = torch.full((3,), 1 / 3, dtype=DOUBLE)
+    field = Field(lambda x, t: 0.5 * space.log(x, middle.expand_as(x)))
+    flow = mf.Flow(space, model=field)
+    x = space.sample_uniform((20_000,), dtype=DOUBLE, generator=torch.Generator().manual_seed(0))
+    density = flow.log_prob(x, steps=12).exp()
+    assert 0.2 < (density == 0).double().mean() < 0.8
+    error = float(density.std()) * math.exp(space.log_volume) / len(x) ** 0.5
+    assert abs(float(density.mean()) * math.exp(space.log_volume) - 1) < 4 * error
+
+
 def test_trace_nodes_hold_both_ends():
     assert trace_nodes(3, 2) == [0, 1, 2]
     assert trace_nodes(65, 2) == list(range(65))  # too few to leave any out
