@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = {"proteins.md": "tasks/proteins/README.md", "benchmarks.md": "benchmarks/README.md"}
+SHOWN = {
+    "proteins.md": "tasks/proteins/README.md",
+    "densities.md": "tasks/densities/README.md",
+    "benchmarks.md": "benchmarks/README.md",
+}
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 

@@ -98,9 +98,18 @@ def run_one(run: Run, out: Path, evaluation_steps: int, most_test: int, factor: 
         progress=False,
     )
     folder = out / run.key.replace("/", "-").replace(":", "-").replace(", ", "-").replace(" ", "-")
+    own = dict.fromkeys(("manifold", "columns", "units", "group_column"))
+    source = own | {"data": run.data, "drop_nan": False, "split": run.split, "split_seed": run.seed}
     began = time.process_time()
     flow = fit_density(
-        data, parts, RECIPES[run.recipe], training, folder, batch_size=512 if is_torus else 256, resume=True
+        data,
+        parts,
+        RECIPES[run.recipe],
+        training,
+        folder,
+        batch_size=512 if is_torus else 256,
+        resume=True,
+        facts={"source": source},
     )
     seconds = time.process_time() - began
     return {
