@@ -230,3 +230,20 @@ def test_recipes_are_completed_by_a_flow_and_bad_ones_refused():
     ):
         with pytest.raises(ValueError, match=words):
             make()
+
+
+def test_far_draws_are_as_rare_as_the_density_says():
+    """kappa (1 - cos) of von Mises-Fisher on S^2 is exponential; more than 12 has the probability e^-12, 6 in a million.
+
+    A table with steps of equal probability spreads its last step over the whole tail: 60 in a million, whatever the kappa.
+    """
+    n, generator = 1_000_000, torch.Generator().manual_seed(0)
+    pole = torch.tensor([0.0, 0.0, 1.0], dtype=DOUBLE)
+    for kappa in (20.0, 1e4):
+        law = mf.VonMisesFisher(kappa, (0.0, 0.0, 1.0), mf.Sphere(2))
+        x = law.sample((n,), generator=generator, dtype=DOUBLE)
+        h = 2 * kappa * torch.sin(0.5 * law.space.dist(pole.expand_as(x), x)).square()
+        assert int((h > 12).sum()) < 25
+    turn = mf.VonMisesFisher(1e4, (0.0,), mf.Torus(1, TURN)).sample((n,), generator=generator, dtype=DOUBLE)
+    far = (turn + math.pi).remainder(TURN) - math.pi
+    assert int((far.abs() > 0.045).sum()) < 25  # 4.5 deviations: 7 in a million
