@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.quaternion import UnitQuaternion
 from manifoldflow.manifolds.torus import Torus
+from manifoldflow.numerics import push_along
 
 
 class PointFeatures(nn.Module):
@@ -24,6 +25,15 @@ class PointFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features of points ``(..., *event)``."""
         raise NotImplementedError
+
+    def push(self, x: Tensor, moves: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        """The features, and their derivatives ``(D, ..., size)`` along ``moves`` ``(D, *x.shape)`` of the points.
+
+        Args:
+            x, moves: points and their velocities.
+            rest: other arguments of the call.
+        """
+        return push_along(lambda y: self(y, *rest), (x,), (moves,))
 
 
 class Coordinates(PointFeatures):
@@ -48,13 +58,24 @@ class Coordinates(PointFeatures):
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.manifold, Torus):
-            multiples = torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
-            phase = (x.unsqueeze(-1) * (2 * math.pi / self.manifold.period) * multiples).flatten(-2)
+            phase = self._phase(x, self.manifold.period)
             return torch.cat([phase.sin(), phase.cos()], -1)
         if isinstance(self.manifold, UnitQuaternion):
             w, i, j, k = x.unbind(-1)
             return torch.stack([w * w, w * i, w * j, w * k, i * i, i * j, i * k, j * j, j * k, k * k], -1)
         return x.flatten(-self.manifold.event_ndim) if self.manifold.event_ndim > 1 else x
+
+    def push(self, x: Tensor, moves: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.manifold, Torus):
+            return super().push(x, moves, *rest)
+        phase, moved = self._phase(x, self.manifold.period), self._phase(moves, self.manifold.period)
+        sin, cos = phase.sin(), phase.cos()
+        return torch.cat([sin, cos], -1), torch.cat([cos * moved, -sin * moved], -1)
+
+    def _phase(self, x: Tensor, period: float) -> Tensor:
+        """Multiples of the angles, ``(..., d * harmonics)``."""
+        turns = 2 * math.pi / period * torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
+        return (x.unsqueeze(-1) * turns).flatten(-2)
 
 
 class FourierFeatures(PointFeatures):

@@ -2,11 +2,14 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.euclidean import Euclidean
+from manifoldflow.manifolds.torus import Torus
 from manifoldflow.nn.features import Coordinates, LandmarkFeatures, PointFeatures
 from manifoldflow.numerics import push_along
 
@@ -62,7 +65,7 @@ class TangentMLP(nn.Module):
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
-        value = self._run(self._point(x, t, cond), rest)
+        value = self._run(self.features(x, *self._context(t, cond)), rest)
         return self.manifold.to_tangent(x, value.reshape(*batch, *self.tangent_shape))
 
     def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -79,11 +82,13 @@ class TangentMLP(nn.Module):
             Velocities ``(..., *tangent)`` and derivatives ``(D, ..., *tangent)``.
         """
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
-        point, pushed = push_along(lambda y: self._point(y, t, cond), (x,), (moves,))
+        point, pushed = self.features.push(x, moves, *self._context(t, cond))
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
         value, pushed = self._push(point, pushed, rest)
         value = value.reshape(*batch, *self.tangent_shape)
         pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
+        if isinstance(self.manifold, Euclidean | Torus):
+            return value, pushed  # every vector is a tangent
         return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
 
     def _make_layers(self, point: int, rest: int, width: int, depth: int, out: int) -> None:
@@ -100,16 +105,17 @@ class TangentMLP(nn.Module):
     def _push(self, point: Tensor, pushed: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`_run`, and its derivatives for those ``(D, ..., size)`` of the features of the point."""
         value = torch.cat([point, rest], -1)
-        pushed = torch.nn.functional.pad(pushed, (0, rest.shape[-1]))
         for layer in self.net:
             if isinstance(layer, nn.Linear):
-                value, pushed = layer(value), pushed @ layer.weight.mT
+                # The first layer also sees what does not move with the point.
+                value, pushed = layer(value), pushed @ layer.weight[:, : pushed.shape[-1]].mT
             else:
                 value, pushed = silu_and_push(value, pushed)
         return value, pushed
 
-    def _point(self, x: Tensor, t: Tensor, cond: Tensor | None) -> Tensor:
-        return self.features(x, t, cond) if isinstance(self.features, LandmarkFeatures) else self.features(x)
+    def _context(self, t: Tensor, cond: Tensor | None) -> tuple[Any, ...]:
+        """What the features take besides the point."""
+        return (t, cond) if isinstance(self.features, LandmarkFeatures) else ()
 
     def _rest(self, x: Tensor, t: Tensor, cond: Tensor | None, batch: torch.Size) -> list[Tensor]:
         """What the network sees besides the point."""
@@ -131,6 +137,8 @@ class TangentMLP(nn.Module):
 
 
 def silu_and_push(value: Tensor, pushed: Tensor) -> tuple[Tensor, Tensor]:
-    """SiLU and its derivatives, with one exponential for both."""
+    """SiLU and its derivatives, with one exponential for both. Without autograd ``pushed`` is overwritten."""
     gate = value.sigmoid()
-    return value * gate, pushed * (gate * (1 + value * (1 - gate)))
+    out = value * gate
+    slope = gate + out * (1 - gate)
+    return out, pushed * slope if torch.is_grad_enabled() else pushed.mul_(slope)
