@@ -33,6 +33,8 @@ from manifoldflow.manifolds import (
     UnitQuaternion,
 )
 from manifoldflow.paths import (
+    Bridge,
+    Bump,
     Cosine,
     Exponential,
     Geodesic,
@@ -56,6 +58,8 @@ __all__ = [
     "Align",
     "Ball",
     "Box",
+    "Bridge",
+    "Bump",
     "Centered",
     "Checkerboard",
     "Cosine",

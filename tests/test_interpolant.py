@@ -227,3 +227,21 @@ def test_a_model_of_one_tangent_is_named():
     x = points(mf.Sphere(2), 4, 0)
     with pytest.raises(ValueError, match="a drift and a noise"):
         path.velocity(torch.zeros_like(x), x, torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("kind", [mf.nn.TangentMLP, mf.nn.TangentResNet])
+@pytest.mark.parametrize("space", [mf.Sphere(2), mf.Torus(2, 2 * math.pi), mf.SO3()], ids=lambda s: type(s).__name__)
+def test_a_network_with_two_heads_is_what_the_path_wants(space, kind):
+    torch.manual_seed(0)
+    net = kind(space, 16, 2, heads=2)
+    flow = mf.Flow(space, model=net, path=StochasticInterpolant(Bump(0.3)))
+    x, t = space.sample_uniform((7,)), torch.full((7,), 0.4)
+    made = net(x, t)
+    assert made.shape == (7, 2, *net.tangent_shape)
+    for head in made.unbind(1):
+        assert (space.to_tangent(x, head) - head).abs().max() < 1e-6
+    assert flow.loss(x).isfinite()
+    space.check(flow.sample(3, steps=2, method=mf.SDE(1.0)))
+    assert flow.log_prob(x, steps=4).isfinite().all()
+    with pytest.raises(ValueError, match="one head"):
+        net.push_forward(x, t, space.frame_moves(x)[0].movedim(1, 0))

@@ -31,6 +31,8 @@ class TangentMLP(nn.Module):
         features: what the network sees of a point, such as :class:`FourierFeatures` for densities with fine detail.
         finest_time: smallest 1 - t that is told apart, by waves in its logarithm: for data whose detail takes shape close
             to t = 1. None for no such waves; by default that of :class:`LandmarkFeatures`.
+        heads: tangent vectors at every point; 2 for a :class:`manifoldflow.StochasticInterpolant`, which wants a velocity and a
+            noise. With more than one they are stacked before the tangent's axes.
     """
 
     def __init__(
@@ -43,13 +45,14 @@ class TangentMLP(nn.Module):
         frequencies: int = 4,
         features: PointFeatures | None = None,
         finest_time: float | None = None,
+        heads: int = 1,
     ) -> None:
         super().__init__()
-        if depth < 1 or width < 1:
-            raise ValueError(f"width and depth must be at least 1, got {width} and {depth}")
+        if depth < 1 or width < 1 or heads < 1:
+            raise ValueError(f"width, depth and heads must be at least 1, got {width}, {depth} and {heads}")
         if condition and isinstance(features, LandmarkFeatures):
             raise ValueError("with LandmarkFeatures cond= is the landmarks to hide, so there is no other condition")
-        self.manifold, self.condition, self.frequencies = manifold, condition, frequencies
+        self.manifold, self.condition, self.frequencies, self.heads = manifold, condition, frequencies, heads
         self.features = features or Coordinates(manifold, harmonics=frequencies)
         if finest_time is None and isinstance(features, LandmarkFeatures):
             finest_time = features.finest
@@ -59,14 +62,16 @@ class TangentMLP(nn.Module):
         times = frequencies if finest_time is None else 2 * frequencies
         tangent = manifold.tangent_basis(manifold.origin()).shape[1:]
         self.tangent_shape = tuple(tangent)
-        self._make_layers(self.features.size, 2 * times + condition, width, depth, math.prod(tangent))
+        self._make_layers(self.features.size, 2 * times + condition, width, depth, heads * math.prod(tangent))
 
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
         value = self._run(self.features(x, *self._context(t, cond)), rest)
-        return self.manifold.to_tangent(x, value.reshape(*batch, *self.tangent_shape))
+        if self.heads == 1:
+            return self.manifold.to_tangent(x, value.reshape(*batch, *self.tangent_shape))
+        return self.manifold.to_tangent(x.unsqueeze(len(batch)), value.reshape(*batch, self.heads, *self.tangent_shape))
 
     def push_forward(self, x: Tensor, t: Tensor, moves: Tensor, *, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The velocity and its derivatives along ``moves`` of the points.
@@ -80,7 +85,12 @@ class TangentMLP(nn.Module):
 
         Returns:
             Velocities ``(..., *tangent)`` and derivatives ``(D, ..., *tangent)``.
+
+        Raises:
+            ValueError: the network has several heads.
         """
+        if self.heads > 1:
+            raise ValueError(f"push_forward is for networks with one head, this one has {self.heads}")
         batch = x.shape[: x.ndim - self.manifold.event_ndim]
         point, pushed = self.features.push(x, moves, *self._context(t, cond))
         rest = torch.cat(self._rest(x, t, cond, batch), -1)
