@@ -3,8 +3,11 @@
 from manifoldflow import nn
 from manifoldflow.checkpoint import load, save
 from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
+from manifoldflow.discrete import Tokens
 from manifoldflow.distributions import (
     IGSO3,
+    AllMasked,
+    Categorical,
     Checkerboard,
     Dirichlet,
     Mixture,
@@ -38,12 +41,15 @@ from manifoldflow.paths import (
     Cosine,
     Exponential,
     Geodesic,
+    Jumps,
     Late,
     Linear,
+    Masking,
     PathPoint,
     Polynomial,
     Premetric,
     StochasticInterpolant,
+    UniformJump,
 )
 from manifoldflow.sampling import SDE, Adaptive, linear_grid, ode_kernel, simulate
 
@@ -56,10 +62,12 @@ __all__ = [
     "SPD",
     "Adaptive",
     "Align",
+    "AllMasked",
     "Ball",
     "Box",
     "Bridge",
     "Bump",
+    "Categorical",
     "Centered",
     "Checkerboard",
     "Cosine",
@@ -70,9 +78,11 @@ __all__ = [
     "Geodesic",
     "HalfSpace",
     "Independent",
+    "Jumps",
     "Late",
     "Linear",
     "Lorentz",
+    "Masking",
     "Mesh",
     "MinibatchOT",
     "Mixture",
@@ -86,8 +96,10 @@ __all__ = [
     "Simplex",
     "Sphere",
     "StochasticInterpolant",
+    "Tokens",
     "Torus",
     "Uniform",
+    "UniformJump",
     "UnitQuaternion",
     "VonMisesFisher",
     "WrappedNormal",

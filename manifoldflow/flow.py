@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.coupling import Coupling, Independent
+from manifoldflow.discrete import Tokens
 from manifoldflow.distributions import Normal, Uniform
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
-from manifoldflow.paths import Geodesic, Linear, PathPoint, Schedule
+from manifoldflow.paths import Geodesic, Jumps, Linear, Masking, PathPoint, Schedule, UniformJump
 from manifoldflow.sampling.likelihood import (
     ROWS,
     Adaptive,
@@ -35,6 +36,7 @@ from manifoldflow.state import (
     expand_mask,
     fields,
     first_tensor,
+    float_dtype,
     like,
     map_state,
     masked_mean,
@@ -120,8 +122,8 @@ class Flow(nn.Module):
         predicts_of = _per_field(predicts, space_of, "predicts", "velocity")
         given_source = _per_field(source, space_of, "source", None)
         given_path = _per_field(path, space_of, "path", None)
-        self.source = {n: (given_source[n] or _default_source(s)).bind(s) for n, s in space_of.items()}
-        self.path = {n: (given_path[n] or Geodesic()).bind(s, predicts_of[n]) for n, s in space_of.items()}
+        self.path = {n: _bind(given_path[n], s, predicts_of[n], given_source[n]) for n, s in space_of.items()}
+        self.source = {n: _source_of(self.path[n], s, given_source[n]) for n, s in space_of.items()}
         self.coupling: Coupling = coupling or Independent()
         for name, bound in self.path.items():
             if getattr(bound, "average_targets", False) and (
@@ -215,11 +217,11 @@ class Flow(nn.Module):
         x1 = self._center(x1, mask, pinned)
         if t is None:
             low, high = self.time_range
-            even = torch.rand(batch, dtype=first.dtype, device=device, generator=generator)
+            even = torch.rand(batch, dtype=float_dtype(x1), device=device, generator=generator)
             t = low + (high - low) * self.time_warp.k(even)
         if x0 is None:  # stored pairs stay as they are: the coupling made them
             shapes = {n: v.shape[: v.ndim - self.path[n].space.event_ndim] for n, v in fields(x1).items()}
-            x0 = self.draw_source(shapes, mask=mask, generator=generator, dtype=first.dtype, device=device)
+            x0 = self.draw_source(shapes, mask=mask, generator=generator, dtype=float_dtype(x1), device=device)
             coupled, x1 = self.coupling(x0, x1, spaces=self.spaces, mask=mask, cond=cond, generator=generator)
             if pinned is not None:
                 # With a pinned part the frame of the data is given, so the source may not be turned towards the rest of it.
@@ -307,7 +309,7 @@ class Flow(nn.Module):
         lengths: Sequence[int] | None = None,
         steps: int = 100,
         times: Tensor | Sequence[float] | None = None,
-        method: str | Step | SDE = "euler",
+        method: str | Step | SDE | Jumps = "euler",
         mask: Tensor | None = None,
         cond: Any = None,
         known: State | None = None,
@@ -325,7 +327,8 @@ class Flow(nn.Module):
             steps: number of steps of a grid from 0 to 1, equally spaced up to ``time_warp``.
             times: a grid instead, ``(steps + 1,)``, increasing or decreasing.
             method: ``"euler"`` follows the path exactly between two predictions; ``"midpoint"``, ``"heun"``, ``"rk4"``; or an
-                :class:`manifoldflow.SDE`, which adds noise and keeps the marginals.
+                :class:`manifoldflow.SDE`, which adds noise and keeps the marginals; or :class:`manifoldflow.Jumps`, which says
+                how tokens jump.
             mask: bool ``(B, N)`` of real elements, if ``shape`` is given.
             cond: condition for the model.
             known, known_mask: values of pinned elements and where they are, see :func:`manifoldflow.sampling.simulate`.
@@ -450,6 +453,8 @@ class Flow(nn.Module):
         first = first_tensor(x)
         if set(fields(x)) != set(self.path):
             raise ValueError(f"log_prob needs all fields of the flow, {list(self.path)}, got {list(fields(x))}")
+        if tokens := [n for n, p in self.path.items() if isinstance(p.space, Tokens)]:
+            raise ValueError(f"tokens (field {tokens[0]!r}) have no exact log_prob; elbo(x) is a bound on it")
         with_graph = first.requires_grad if differentiable is None else differentiable
         grid = self._backward_grid(steps, times, t_max)
         plans: list[tuple[SolverGrid, Any]]
@@ -477,6 +482,62 @@ class Flow(nn.Module):
                 ]
                 values.append(torch.cat(parts))
         return (values[0], (values[0] - values[1]).abs()) if return_error else values[0]
+
+    @torch.no_grad()
+    def elbo(
+        self,
+        x: State,
+        *,
+        samples: int = 64,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+        return_error: bool = False,
+    ) -> Any:
+        r"""A lower bound on the log-probability of tokens in nats, estimated from random times.
+
+        .. math:: \log p(x_1) \ge -\int_0^1 E_{x_t}\, D(u_t(\cdot | x_t, x_1), \hat u_t(\cdot | x_t))\, dt
+
+        with the generalised Kullback-Leibler divergence D of the jump rates (Campbell et al. 2022; Shaul et al. 2024), summed
+        over the tokens. The estimate is unbiased; its times are stratified, one in every ``1 / samples``.
+
+        Args:
+            x: tokens ``(B, ...)`` of a flow whose fields are all tokens.
+            samples: times for every sequence.
+            mask: bool ``(B, N)`` of real tokens.
+            cond: condition for the model.
+            generator: of times and noise.
+            return_error: also return the standard error of every estimate (an upper bound on it, as times are stratified).
+
+        Returns:
+            ``(B,)`` nats, or ``(value, error)``.
+
+        Raises:
+            TypeError: a field lives on a manifold, where :meth:`log_prob` is exact.
+        """
+        for name, path in self.path.items():
+            if not isinstance(path.space, Tokens):
+                raise TypeError(f"elbo is for tokens; field {name!r} lives on {path.space}, which has log_prob")
+            path.space.check(fields(x)[name], with_mask=False)
+        first = first_tensor(x)
+        batch, dtype = first.shape[0], float_dtype(x)
+        gained = []
+        for i in range(samples):
+            u = torch.rand(batch, dtype=dtype, device=first.device, generator=generator)
+            t = (i + u * (1 - 1e-6)) / samples
+            shapes = {n: tuple(v.shape) for n, v in fields(x).items()}
+            x0 = fields(self.draw_source(shapes, mask=mask, generator=generator, device=first.device))
+            points = {n: self.path[n].sample(x0[n], v, t, generator=generator) for n, v in fields(x).items()}
+            xt = like({n: where_mask(mask, p.x, fields(x)[n]) for n, p in points.items()}, x)
+            pred = fields(self.predict(xt, t, mask=mask, cond=cond))
+            total = torch.zeros(batch, dtype=torch.float64, device=first.device)
+            for name, point in points.items():
+                part = self.path[name].bound(pred[name], point)
+                total = total + where_mask(mask, part, torch.zeros_like(part)).flatten(1).double().sum(-1)
+            gained.append(-total)
+        values = torch.stack(gained)
+        value = values.mean(0).to(dtype)
+        return (value, (values.std(0) / samples**0.5).to(dtype)) if return_error else value
 
     def _backward_grid(self, steps: int, times: Tensor | Sequence[float] | None, t_max: float | None) -> SolverGrid:
         if times is None:
@@ -606,17 +667,29 @@ class FlowKernel:
     """
 
     def __init__(
-        self, flow: Flow, *, method: str | Step = "euler", known_mask: Tensor | None = None, fully_known: bool = False
+        self,
+        flow: Flow,
+        *,
+        method: str | Step | Jumps = "euler",
+        known_mask: Tensor | None = None,
+        fully_known: bool = False,
     ) -> None:
         self.flow = flow
-        self.euler = method == "euler" or method is METHODS["euler"]
-        self.step = get_step(method)
+        self.jumps = method if isinstance(method, Jumps) else None
+        tokens = [n for n, p in flow.path.items() if isinstance(p.space, Tokens)]
+        if self.jumps is not None and not tokens:
+            raise ValueError("method=Jumps(...) is for fields of tokens, and this flow has none")
+        step = "euler" if isinstance(method, Jumps) else method
+        self.euler = step == "euler" or step is METHODS["euler"]
+        self.step = get_step(step)
+        if tokens and not self.euler:
+            raise ValueError(f"tokens jump (field {tokens[0]!r}): use method='euler' or method=Jumps(...)")
         self.known_mask = known_mask if fully_known else None
         self.previous: State | None = None
 
     def _predict(self, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> State:
         first = first_tensor(x)
-        time = t.expand(first.shape[0]).to(first.dtype)
+        time = t.expand(first.shape[0]).to(float_dtype(x))
         if self.known_mask is not None:
             known = self.known_mask.expand(first.shape[: self.known_mask.ndim])
             time = torch.where(known, 1.0, expand_mask(time, known))
@@ -639,7 +712,12 @@ class FlowKernel:
         if self.euler:
             pred = self._predict(x, t, mask, cond)
             view, made = fields(x), fields(pred)
-            return like({n: path[n].advance(made[n], view[n], t, s, generator=generator) for n in view}, x)
+            stepped = {}
+            for n in view:
+                is_token = isinstance(path[n].space, Tokens)
+                options = {"how": self.jumps, "mask": mask} if is_token else {}
+                stepped[n] = path[n].advance(made[n], view[n], t, s, generator=generator, **options)
+            return like(stepped, x)
 
         first: list[State] = []
 
@@ -686,8 +764,18 @@ def _parts(x: State, mask: Tensor | None, cond: Any, size: int) -> Iterator[tupl
         yield cut(x, at), cut(mask, at), cut(cond, at)
 
 
-def _default_source(space: Manifold) -> Any:
-    return Normal() if isinstance(space, Euclidean | Centered) else Uniform()
+def _bind(path: Any, space: Any, predicts: Predicts, source: Any) -> Any:
+    """The path of a field on its space; paths of tokens also know where the tokens come from."""
+    if isinstance(space, Tokens):
+        path = path or (Masking() if space.mask else UniformJump())
+        return path.bind(space, predicts, source)
+    return (path or Geodesic()).bind(space, predicts)
+
+
+def _source_of(path: Any, space: Any, given: Any) -> Any:
+    if isinstance(space, Tokens):
+        return path.source
+    return (given or (Normal() if isinstance(space, Euclidean | Centered) else Uniform())).bind(space)
 
 
 def _lengths_to_mask(lengths: Sequence[int], device: torch.device) -> tuple[tuple[int, int], Tensor]:

@@ -34,6 +34,14 @@ def first_tensor(state: State) -> Tensor:
     return next(iter(fields(state).values()))
 
 
+def float_dtype(state: State) -> torch.dtype:
+    """The dtype of times beside the state: that of its first field of floating point, torch's default if all are tokens."""
+    for value in fields(state).values():
+        if value.is_floating_point():
+            return value.dtype
+    return torch.get_default_dtype()
+
+
 def expand_mask(mask: Tensor, value: Tensor) -> Tensor:
     """Give a mask of leading batch axes trailing axes until it broadcasts with ``value``."""
     return mask.reshape(mask.shape + (1,) * (value.ndim - mask.ndim))

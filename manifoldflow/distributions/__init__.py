@@ -8,12 +8,15 @@ from manifoldflow.distributions.mesh_bumps import MeshBumps
 from manifoldflow.distributions.mixture import Mixture
 from manifoldflow.distributions.normal import Normal
 from manifoldflow.distributions.reflected_normal import ReflectedNormal
+from manifoldflow.distributions.tokens import AllMasked, Categorical, TokenSource
 from manifoldflow.distributions.uniform import Uniform
 from manifoldflow.distributions.von_mises import VonMisesFisher
 from manifoldflow.distributions.wrapped_normal import WrappedNormal
 
 __all__ = [
     "IGSO3",
+    "AllMasked",
+    "Categorical",
     "Checkerboard",
     "Dirichlet",
     "Distribution",
@@ -21,6 +24,7 @@ __all__ = [
     "Mixture",
     "Normal",
     "ReflectedNormal",
+    "TokenSource",
     "Uniform",
     "VonMisesFisher",
     "WrappedNormal",

@@ -2,6 +2,7 @@
 
 from manifoldflow.paths.geodesic import Geodesic, PathPoint
 from manifoldflow.paths.interpolant import Bridge, Bump, NoiseLevel, StochasticInterpolant
+from manifoldflow.paths.jumps import JumpPoint, Jumps, Masking, UniformJump
 from manifoldflow.paths.premetric import Premetric
 from manifoldflow.paths.schedule import Cosine, Exponential, Late, Linear, Polynomial, Schedule
 
@@ -11,12 +12,16 @@ __all__ = [
     "Cosine",
     "Exponential",
     "Geodesic",
+    "JumpPoint",
+    "Jumps",
     "Late",
     "Linear",
+    "Masking",
     "NoiseLevel",
     "PathPoint",
     "Polynomial",
     "Premetric",
     "Schedule",
     "StochasticInterpolant",
+    "UniformJump",
 ]

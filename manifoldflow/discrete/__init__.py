@@ -1,0 +1,6 @@
+"""Discrete states: tokens, and draws of them."""
+
+from manifoldflow.discrete.draws import draw_categorical, probabilities
+from manifoldflow.discrete.tokens import Tokens
+
+__all__ = ["Tokens", "draw_categorical", "probabilities"]
