@@ -328,6 +328,11 @@ def test_draws_do_not_depend_on_the_chunk_and_skip_what_is_impossible():
     draws = [draw_categorical(logits, generator=torch.Generator().manual_seed(1), chunk=c) for c in (1, 100, 10**6)]
     assert draws[0].shape == (50, 7) and (draws[0] == draws[1]).all() and (draws[0] == draws[2]).all()
     assert not ((draws[0] == 3) | (draws[0] == 8)).any()
+    at = torch.tensor([3, 3, 200])
+    some = draw_categorical(logits, at=at, generator=torch.Generator().manual_seed(1), chunk=9)
+    again = draw_categorical(logits.reshape(-1, 9)[at], generator=torch.Generator().manual_seed(1))
+    assert (some == again).all()
+    assert draw_categorical(logits, at=at[:0]).shape == (0,)
 
 
 def test_temperature_and_top_p():

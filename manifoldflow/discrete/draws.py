@@ -12,6 +12,7 @@ def draw_categorical(
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    at: Tensor | None = None,
     generator: torch.Generator | None = None,
     chunk: int = CHUNK,
 ) -> Tensor:
@@ -23,20 +24,24 @@ def draw_categorical(
         logits: ``(..., K)``, unnormalised log-probabilities.
         temperature: they are divided by it; 0 takes the most probable category.
         top_p: keep the most probable categories that together have this much, at least one (Holtzman et al. 2020).
+        at: numbers of the rows to draw from, counted over all leading axes; all if absent.
         generator: of the random numbers.
         chunk: bound on memory.
 
     Returns:
-        int64, ``(...)``.
+        int64, ``(...)``; with ``at`` in its shape.
     """
     rows = logits.reshape(-1, logits.shape[-1])
+    shape = logits.shape[:-1] if at is None else at.shape
     if temperature == 0:
-        return rows.argmax(-1).reshape(logits.shape[:-1])
+        return (rows if at is None else rows[at]).argmax(-1).reshape(shape)
     work = torch.promote_types(rows.dtype, torch.float32)
-    uniform = torch.rand(len(rows), 1, generator=generator, dtype=work, device=rows.device)
+    count = len(rows) if at is None else at.numel()
+    uniform = torch.rand(count, 1, generator=generator, dtype=work, device=rows.device)
     size = max(1, chunk // rows.shape[-1])
-    drawn = [_draw(part, u, temperature, top_p) for part, u in zip(rows.split(size), uniform.split(size), strict=True)]
-    return (torch.cat(drawn) if drawn else rows.new_zeros(0, dtype=torch.int64)).reshape(logits.shape[:-1])
+    parts = rows.split(size) if at is None else (rows[some] for some in at.flatten().split(size))
+    drawn = [_draw(part, u, temperature, top_p) for part, u in zip(parts, uniform.split(size), strict=True)]
+    return torch.cat(drawn).reshape(shape)
 
 
 def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:

@@ -242,17 +242,22 @@ class UniformJump:
             jumps = self._most_confident(pred, x, jumps, mask, 1 - s, how, generator)
         noise = eta * self.schedule.remaining(s) / (1 + eta) if how.has_corrector else None
         if x.device.type != "cpu":
-            return torch.where(jumps, self._new_tokens(pred, x, noise, how, generator), x)
+            return torch.where(jumps, self._new_tokens(pred, x, None, noise, how, generator), x)
         # On the host only the tokens that jump are looked at: of a long grid, a few in a hundred.
         at = jumps.flatten().nonzero().squeeze(-1)
         old = x.flatten()
-        new = self._new_tokens(pred.flatten(0, -2)[at] if pred.ndim > 1 else pred, old[at], noise, how, generator)
-        return old.index_copy(0, at, new).reshape(x.shape)
+        return old.index_copy(0, at, self._new_tokens(pred, old[at], at, noise, how, generator)).reshape(x.shape)
 
     def _new_tokens(
-        self, logits: Tensor, x: Tensor, noise: Tensor | None, how: Jumps, generator: torch.Generator | None
+        self,
+        logits: Tensor,
+        x: Tensor,
+        at: Tensor | None,
+        noise: Tensor | None,
+        how: Jumps,
+        generator: torch.Generator | None,
     ) -> Tensor:
-        drawn = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, generator=generator)
+        drawn = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, at=at, generator=generator)
         drawn = self._known(drawn, x)
         if noise is None:
             return drawn
