@@ -14,7 +14,7 @@ from manifoldflow.discrete import Tokens
 from manifoldflow.distributions import Normal, Uniform
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
-from manifoldflow.paths import Geodesic, Jumps, Linear, Masking, PathPoint, Schedule, UniformJump
+from manifoldflow.paths import DirichletPath, Geodesic, Jumps, Linear, Masking, PathPoint, Schedule, UniformJump
 from manifoldflow.sampling.likelihood import (
     ROWS,
     Adaptive,
@@ -43,7 +43,7 @@ from manifoldflow.state import (
     where_mask,
 )
 
-Predicts = Literal["velocity", "endpoint"]
+Predicts = Literal["velocity", "endpoint", "logits"]
 Pin = Callable[[Tensor, torch.Generator | None], Tensor]
 # The states are those of the flow's own fields, which only the task knows.
 Auxiliary = Callable[[Any, Any, dict[str, PathPoint], Tensor | None, Any], dict[str, Tensor]]
@@ -83,7 +83,8 @@ class Flow(nn.Module):
         source: distribution (or one per field) at t = 0. Default: uniform on compact spaces, standard normal on flat ones.
         path: conditional path (or one per field). Default: :class:`Geodesic` with a linear schedule.
         coupling: pairs source with data. Default: independent.
-        predicts: ``"velocity"`` or ``"endpoint"``, for all fields or one per field.
+        predicts: ``"velocity"``, ``"endpoint"`` or (simplex) ``"logits"``, for all fields or one per field; what the path says if
+            absent.
         weights: factor of each field's loss, default 1.
         auxiliary: ``(pred, x1, points, mask, cond) -> {name: scalar}``, further losses, added as they are.
         self_condition: probability of showing the model its own first prediction in training; above 0 the sampler feeds
@@ -108,7 +109,7 @@ class Flow(nn.Module):
         source: Any = None,
         path: Any = None,
         coupling: Coupling | None = None,
-        predicts: Predicts | Mapping[str, Predicts] = "velocity",
+        predicts: Predicts | Mapping[str, Predicts] | None = None,
         weights: Mapping[str, float] | None = None,
         auxiliary: Auxiliary | None = None,
         self_condition: float = 0.0,
@@ -119,17 +120,20 @@ class Flow(nn.Module):
         super().__init__()
         self.spaces = dict(spaces) if isinstance(spaces, Mapping) else spaces
         space_of = fields(self.spaces)
-        predicts_of = _per_field(predicts, space_of, "predicts", "velocity")
+        predicts_of = _per_field(predicts, space_of, "predicts", None)
         given_source = _per_field(source, space_of, "source", None)
         given_path = _per_field(path, space_of, "path", None)
         self.path = {n: _bind(given_path[n], s, predicts_of[n], given_source[n]) for n, s in space_of.items()}
-        self.source = {n: _source_of(self.path[n], s, given_source[n]) for n, s in space_of.items()}
+        self.spaces = like({n: p.space for n, p in self.path.items()}, self.spaces)  # a path may choose the metric
+        self.source = {n: _source_of(p, p.space, given_source[n]) for n, p in self.path.items()}
         self.coupling: Coupling = coupling or Independent()
         for name, bound in self.path.items():
             if getattr(bound, "average_targets", False) and (
                 not isinstance(self.source[name], Uniform) or not isinstance(self.coupling, Independent)
             ):
                 raise ValueError("average_targets need a uniform source and the independent coupling")
+            if isinstance(bound, DirichletPath) and not isinstance(self.coupling, Independent):
+                raise ValueError("DirichletPath draws x_t without the source point, so it takes no coupling")
         self.weights = dict(weights or {})
         if unknown := set(self.weights) - set(space_of):
             raise ValueError(f"weights name unknown fields {sorted(unknown)}; the fields are {list(space_of)}")
@@ -541,7 +545,7 @@ class Flow(nn.Module):
 
     def _backward_grid(self, steps: int, times: Tensor | Sequence[float] | None, t_max: float | None) -> SolverGrid:
         if times is None:
-            ends = any(p.predicts == "endpoint" for p in self.path.values())
+            ends = any(p.predicts in ("endpoint", "logits") for p in self.path.values())
             start = t_max if t_max is not None else (0.99 if ends else 1.0)
             if not 0 < start <= 1:
                 raise ValueError(f"t_max must lie in (0, 1], got {start}")
@@ -733,7 +737,7 @@ class FlowKernel:
         moved = self.step(velocity, self.flow.spaces, x, t, s)
         view, made, out = fields(x), fields(first[0]), fields(moved)
         for n in view:
-            if path[n].predicts == "endpoint":
+            if path[n].predicts in ("endpoint", "logits"):
                 # The velocity of an endpoint prediction has a pole at t = 1, so a step that starts or ends there is an
                 # exact one with the first prediction (the last step of Heun's method in Karras et al. 2022 likewise).
                 out[n] = torch.where(
@@ -764,7 +768,7 @@ def _parts(x: State, mask: Tensor | None, cond: Any, size: int) -> Iterator[tupl
         yield cut(x, at), cut(mask, at), cut(cond, at)
 
 
-def _bind(path: Any, space: Any, predicts: Predicts, source: Any) -> Any:
+def _bind(path: Any, space: Any, predicts: Predicts | None, source: Any) -> Any:
     """The path of a field on its space; paths of tokens also know where the tokens come from."""
     if isinstance(space, Tokens):
         path = path or (Masking() if space.mask else UniformJump())

@@ -72,6 +72,29 @@ class Simplex(Manifold):
         return y - x if self._is_flat else 2 * self._sphere.log(_root(x), _root(y))
 
     @in_full_precision
+    def mean_log(self, x: Tensor, p: Tensor) -> Tensor:
+        r"""The mean of the tangents at ``x`` that lead to the corners, :math:`\sum_i p_i \log_x e_i`, in O(K).
+
+        Fisher-Rao: :math:`\sum_i p_i\, g_i\, (e_i - z_i z)` with :math:`z = \sqrt x,\; g_i = 2 \arccos(z_i) / \sqrt{1 - x_i}`.
+
+        Args:
+            x: points ``(..., K)``.
+            p: probabilities of the corners ``(..., K)``.
+        """
+        if self._is_flat:
+            return p - x * p.sum(-1, keepdim=True)
+        z, sine = _root(x), _root(1 - x)
+        is_far = sine > 1e-3
+        g = torch.where(is_far, torch.atan2(sine, z) / torch.where(is_far, sine, 1.0), 1 + sine.square() / 6)
+        weighted = 2 * p * g
+        return weighted - z * (weighted * z).sum(-1, keepdim=True)
+
+    def one_hot(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Tokens ``(...)`` in 0 .. K - 1 as corners ``(..., K)``."""
+        made = torch.zeros(*tokens.shape, self.categories, dtype=dtype, device=tokens.device)
+        return made.scatter_(-1, tokens.unsqueeze(-1), 1.0)
+
+    @in_full_precision
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         return super().dist(x, y) if self._is_flat else 2 * self._sphere.dist(_root(x), _root(y))
 

@@ -1,8 +1,11 @@
 """Conditional paths from source to data and their schedules."""
 
+from manifoldflow.paths.dirichlet import DirichletPath
+from manifoldflow.paths.dirichlet_field import dirichlet_speed
 from manifoldflow.paths.geodesic import Geodesic, PathPoint
 from manifoldflow.paths.interpolant import Bridge, Bump, NoiseLevel, StochasticInterpolant
-from manifoldflow.paths.jumps import JumpPoint, Jumps, Masking, UniformJump
+from manifoldflow.paths.jumps import Jumps, Masking, UniformJump
+from manifoldflow.paths.logits import NoisyPoint
 from manifoldflow.paths.premetric import Premetric
 from manifoldflow.paths.schedule import Cosine, Exponential, Late, Linear, Polynomial, Schedule
 
@@ -10,18 +13,20 @@ __all__ = [
     "Bridge",
     "Bump",
     "Cosine",
+    "DirichletPath",
     "Exponential",
     "Geodesic",
-    "JumpPoint",
     "Jumps",
     "Late",
     "Linear",
     "Masking",
     "NoiseLevel",
+    "NoisyPoint",
     "PathPoint",
     "Polynomial",
     "Premetric",
     "Schedule",
     "StochasticInterpolant",
     "UniformJump",
+    "dirichlet_speed",
 ]

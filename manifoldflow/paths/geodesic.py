@@ -7,7 +7,11 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.paths.logits import cross_entropy, land, mix_logits
 from manifoldflow.paths.schedule import Linear, Schedule
+
+Predicts = Literal["velocity", "endpoint", "logits"]
 
 
 class PathPoint(NamedTuple):
@@ -34,7 +38,9 @@ class Geodesic:
         schedule: k of training.
         sample_schedule: k of sampling if it differs. A prediction is first turned into an endpoint direction with the
             training schedule and then followed with this one (FrameFlow and ReQFlow need ``Exponential(10)`` on rotations).
-        predicts: what the network returns: ``"velocity"`` (a tangent at x_t) or ``"endpoint"`` (a point, the clean x_1).
+        predicts: what the network returns: ``"velocity"`` (a tangent at x_t), ``"endpoint"`` (a point, the clean x_1), or on a
+            simplex ``"logits"`` of the corner that x_1 is, trained by cross-entropy. The velocity is then the mean over the
+            corners, :math:`\frac{k'}{1-k} \sum_i p_i \log_{x_t} e_i`, and a step to t = 1 draws one (Eijkelboom et al. 2024).
         clip: floor of 1 - k(t) in the endpoint loss and in velocities near t = 1.
         average_targets: regress on the mean velocity of all paths of the batch that pass through x_t, see
             :meth:`mean_velocity`, instead of the velocity of one of them. The minimiser is the same, the noise of the loss
@@ -44,18 +50,20 @@ class Geodesic:
 
     schedule: Schedule = field(default_factory=Linear)
     sample_schedule: Schedule | None = None
-    predicts: Literal["velocity", "endpoint"] = "velocity"
+    predicts: Predicts = "velocity"
     clip: float = 0.1
     average_targets: bool = False
     manifold: Manifold | None = None
 
     def __post_init__(self) -> None:
-        if self.predicts not in ("velocity", "endpoint"):
-            raise ValueError(f"predicts must be 'velocity' or 'endpoint', got {self.predicts!r}")
-        if self.average_targets and self.predicts == "endpoint":
+        if self.predicts not in ("velocity", "endpoint", "logits"):
+            raise ValueError(f"predicts must be 'velocity', 'endpoint' or 'logits', got {self.predicts!r}")
+        if self.average_targets and self.predicts != "velocity":
             raise ValueError("average_targets are mean velocities, so they need predicts='velocity'")
+        if self.predicts == "logits" and self.manifold is not None and not isinstance(self.manifold, Simplex):
+            raise ValueError(f"predicts='logits' is for data at the corners of a Simplex, not for {self.manifold}")
 
-    def bind(self, manifold: Manifold, predicts: Literal["velocity", "endpoint"] | None = None) -> "Geodesic":
+    def bind(self, manifold: Manifold, predicts: Predicts | None = None) -> "Geodesic":
         """A copy on ``manifold`` that reads predictions as ``predicts``."""
         return replace(self, manifold=self.manifold or manifold, predicts=predicts or self.predicts)
 
@@ -123,9 +131,12 @@ class Geodesic:
     def loss(self, pred: Tensor, point: PathPoint) -> Tensor:
         r"""Squared error per element, shape of the batch.
 
-        Velocity: :math:`|v - u_t|^2`. Endpoint: :math:`|\log_{x_t} \hat x_1 - \log_{x_t} x_1|^2 / \max(1 - k, clip)^2`.
+        Velocity: :math:`|v - u_t|^2`. Endpoint: :math:`|\log_{x_t} \hat x_1 - \log_{x_t} x_1|^2 / \max(1 - k, clip)^2`. Logits:
+        cross-entropy.
         """
         space = self.space
+        if self.predicts == "logits":
+            return cross_entropy(pred, point.endpoint)
         if self.predicts == "velocity":
             error = space.to_tangent(point.x, pred) - point.velocity
             return space.inner(point.x, error, error)
@@ -137,9 +148,9 @@ class Geodesic:
     def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The tangent that moves ``x`` at time ``t`` on the sampling schedule."""
         space, to = self.space, self.sample_schedule or self.schedule
-        if self.predicts == "endpoint":
+        if self.predicts != "velocity":
             rate = to.dk(t) / to.remaining(t).clamp_min(1e-3)
-            u = space.log(x, pred)
+            u = self._ahead(pred, x)
             return expand_time(rate, u, space.tangent_ndim) * u
         u = space.to_tangent(x, pred)
         if self.sample_schedule is None:
@@ -157,12 +168,33 @@ class Geodesic:
     ) -> Tensor:
         """One geodesic step from time ``t`` to ``s`` with the prediction held fixed.
 
-        An endpoint prediction is followed exactly (no linearisation of the schedule), so a step to s = 1 lands on it.
+        An endpoint prediction is followed exactly (no linearisation of the schedule), so a step to s = 1 lands on it; with
+        logits, on a corner drawn from them.
         """
         space = self.space
-        if self.predicts == "endpoint":
+        if self.predicts != "velocity":
             fraction = (self.sample_schedule or self.schedule).fraction(t, s)
-            u = space.log(x, pred)
-            return space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)
+            u = self._ahead(pred, x)
+            moved = space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)
+            return land(pred, moved, s >= 1, generator) if self.predicts == "logits" else moved
         u = self.velocity(pred, x, t)
         return space.exp(x, expand_time(s - t, u, space.tangent_ndim) * u)
+
+    def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
+        r"""The blend of two predictions that guidance needs, a at weight 1 and b at 0, beyond a above 1.
+
+        Velocities linearly, logits as :math:`p_a^w p_b^{1-w}`, endpoints along the geodesic from b to a.
+        """
+        if self.predicts == "logits":
+            return mix_logits(pred_a, pred_b, weight)
+        if self.predicts == "endpoint":
+            return self.space.exp(pred_b, weight * self.space.log(pred_b, pred_a))
+        return pred_b + weight * (pred_a - pred_b)
+
+    def _ahead(self, pred: Tensor, x: Tensor) -> Tensor:
+        """The tangent at ``x`` that leads to the predicted endpoint, or on average to the corners."""
+        space = self.space
+        if self.predicts == "logits":
+            assert isinstance(space, Simplex)
+            return space.mean_log(x, pred.softmax(-1))
+        return space.log(x, pred)

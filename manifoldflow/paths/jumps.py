@@ -15,7 +15,7 @@ and any multiple of the corrector's may be added, which leave p_t as it is (they
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,24 +23,11 @@ from torch import Tensor
 from manifoldflow.discrete import Tokens, draw_categorical
 from manifoldflow.distributions.tokens import AllMasked, Categorical, TokenSource
 from manifoldflow.manifolds.base import expand_time
+from manifoldflow.paths.logits import NoisyPoint, mix_logits
 from manifoldflow.paths.schedule import Linear, Schedule
 from manifoldflow.state import where_mask
 
 Objective = Literal["cross_entropy", "elbo"]
-
-
-class JumpPoint(NamedTuple):
-    """One draw of a conditional path of tokens.
-
-    Attributes:
-        x: the tokens x_t, ``(...)`` int64.
-        t: their time, leading axes of x.
-        endpoint: x_1.
-    """
-
-    x: Tensor
-    t: Tensor
-    endpoint: Tensor
 
 
 @dataclass(frozen=True)
@@ -139,7 +126,7 @@ class UniformJump:
 
     # ---------------------------------------------------------------- training
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> JumpPoint:
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> NoisyPoint:
         """Every token is that of ``x1`` with probability k(t), else that of ``x0``.
 
         Args:
@@ -149,9 +136,9 @@ class UniformJump:
         """
         k = expand_time(self.schedule.k(t), x1, 0)
         u = torch.rand(x1.shape, generator=generator, dtype=t.dtype, device=x1.device)
-        return JumpPoint(torch.where(u < k, x1, x0), t, x1)
+        return NoisyPoint(torch.where(u < k, x1, x0), t, x1)
 
-    def loss(self, pred: Tensor, point: JumpPoint) -> Tensor:
+    def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The objective per token, ``(...)``, of logits ``pred`` ``(..., K)``."""
         if self.objective == "elbo":
             return self.bound(pred, point)
@@ -162,7 +149,7 @@ class UniformJump:
             point,
         )
 
-    def bound(self, pred: Tensor, point: JumpPoint) -> Tensor:
+    def bound(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The integrand of the negative evidence bound per token, nats per unit of time ``(...)``."""
         log_p = torch.log_softmax(pred, -1, dtype=torch.promote_types(pred.dtype, torch.float32))
         right = log_p.gather(-1, point.endpoint.unsqueeze(-1)).squeeze(-1)
@@ -171,7 +158,7 @@ class UniformJump:
         rate = expand_time(self.schedule.dk(point.t) / self.schedule.remaining(point.t).clamp_min(1e-7), right, 0)
         return -rate * (stays - is_there + (1 - is_there) * right)
 
-    def _counted(self, value: Tensor, point: JumpPoint) -> Tensor:
+    def _counted(self, value: Tensor, point: NoisyPoint) -> Tensor:
         """What the cross-entropy counts: every token."""
         return value
 
@@ -294,14 +281,8 @@ class UniformJump:
         return self._source.probabilities(dtype=like.dtype, device=like.device)
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
-        r"""Logits of :math:`p_a^w\, p_b^{1-w}`, normalised: the blend of two predictions that guidance needs.
-
-        Args:
-            pred_a, pred_b: logits ``(..., K)``.
-            weight: w; above 1 away from b.
-        """
-        a, b = pred_a.log_softmax(-1), pred_b.log_softmax(-1)
-        return b + weight * (a - b)
+        r"""Logits of :math:`p_a^w p_b^{1-w}`, the blend of two predictions that guidance needs."""
+        return mix_logits(pred_a, pred_b, weight)
 
 
 @dataclass(frozen=True)
@@ -334,7 +315,7 @@ class Masking(UniformJump):
         known = torch.nn.functional.one_hot(x.clamp_max(self.space.categories - 1), self.space.categories)
         return torch.where((x == self.space.mask_token).unsqueeze(-1), probabilities, known.to(probabilities.dtype))
 
-    def _counted(self, value: Tensor, point: JumpPoint) -> Tensor:
+    def _counted(self, value: Tensor, point: NoisyPoint) -> Tensor:
         return torch.where(point.x == self.space.mask_token, value, torch.zeros_like(value))
 
     def _probability_of(self, log_p: Tensor, x: Tensor) -> Tensor:
