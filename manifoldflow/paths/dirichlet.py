@@ -23,9 +23,9 @@ class DirichletPath:
 
     with C as in :func:`manifoldflow.paths.dirichlet_speed`. Unlike straight lines it has all of the simplex as its support until
     the end, so the network need not decide early (Stark et al. 2024, section 3). The path draws x_t anew: the source point that
-    belongs to a data point is not known, so couplings other than the independent one are refused. With an exact posterior 30 steps
-    of ``method="midpoint"`` sample the corners without visible error, where Euler's steps lean to the likelier ones (total
-    variation 0.04 at 30 steps, 0.013 at 100).
+    belongs to a data point is not known, so couplings other than the independent one are refused. With an exact posterior 30
+    steps of ``method="midpoint"`` sample the corners without visible error, where Euler's steps lean to the likelier ones
+    (total variation 0.04 at 30 steps, 0.013 at 100).
 
     Args:
         most: concentration at t = 1.

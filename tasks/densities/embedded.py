@@ -76,6 +76,14 @@ def so3_modes() -> Distribution:
     return mf.Mixture(tuple(mf.IGSO3(SCALE, mean=centre) for centre in modes()), manifold=mf.UnitQuaternion())
 
 
+def so3_mixture() -> Distribution:
+    """Eight broad heat kernels at the corners of a cube of rotation vectors, which a small network learns in a minute."""
+    space = mf.UnitQuaternion()
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
+    centres = space.exp(space.origin((8,)), corners)
+    return mf.Mixture(tuple(mf.IGSO3(0.65, mean=c) for c in centres), manifold=space)
+
+
 def mesh_bumps_torus() -> Distribution:
     """Three bumps on the triangulated torus."""
     return MeshBumps.spread(torus_mesh())
@@ -89,6 +97,7 @@ LAWS: dict[str, Callable[[], Distribution]] = {
     "torus5_mixture": torus5_mixture,
     "so3_modes": so3_modes,
     "mesh_bumps_torus": mesh_bumps_torus,
+    "so3_mixture": so3_mixture,
 }
 """Sets whose law has a density; ``simplex_swissroll`` is the one that has none in closed form."""
 

@@ -68,7 +68,8 @@ def torsion_runs(seeds: int) -> list[Run]:
 
 def rotamer_runs(seeds: int) -> list[Run]:
     """Tori of dimension 3 to 6."""
-    return [Run(f"rotamers:{n}", "published", "default", s) for s in range(seeds) for n in ("CYS", "HIS", "TRP", "MET", "GLN", "LYS")]
+    residues = ("CYS", "HIS", "TRP", "MET", "GLN", "LYS")
+    return [Run(f"rotamers:{n}", "published", "default", s) for s in range(seeds) for n in residues]
 
 
 def ablation_runs(seeds: int) -> list[Run]:

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 import manifoldflow as mf
+from manifoldflow.manifolds.rotation import quaternion_to_matrix
 from tasks.densities.data import load_data
 from tasks.densities.embedded import (
     LAWS,
     embedded_names,
     load_embedded,
     make_set,
+    so3_mixture,
     sphere_mixture,
     torus5_mixture,
     torus_mixture,
@@ -86,18 +88,18 @@ def learn(law, train, steps, batch=256, rate=3e-3):
     return average.module
 
 
-def eight_rotations(space):
-    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0])] * 3)
-    centres = space.exp(space.origin((8,)), corners)
-    return mf.Mixture(tuple(mf.IGSO3(0.65, mean=c) for c in centres), manifold=space)
+def so3_mixture_as_matrices():
+    law = so3_mixture()
+    parts = tuple(mf.IGSO3(p.scale, mean=quaternion_to_matrix(p.mean)) for p in law.components)
+    return mf.Mixture(parts, manifold=mf.SO3())
 
 
 LEARNT = {
     "sphere_mixture": sphere_mixture,
     "torus_mixture": torus_mixture,
     "torus5_mixture": torus5_mixture,
-    "rotation matrices": lambda: eight_rotations(mf.SO3()),
-    "unit quaternions": lambda: eight_rotations(mf.UnitQuaternion()),
+    "so3_mixture": so3_mixture,
+    "so3_mixture as matrices": so3_mixture_as_matrices,
     "simplex": lambda: mf.Dirichlet((2.0, 4.0, 3.0), mf.Simplex(3)),
 }
 
