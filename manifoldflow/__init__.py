@@ -1,6 +1,6 @@
 """manifoldflow: generative models of states that are not flat vectors."""
 
-from manifoldflow import nn
+from manifoldflow import guidance, nn
 from manifoldflow.checkpoint import load, save
 from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
 from manifoldflow.discrete import Tokens
@@ -105,6 +105,7 @@ __all__ = [
     "UnitQuaternion",
     "VonMisesFisher",
     "WrappedNormal",
+    "guidance",
     "kabsch",
     "linear_grid",
     "load",

@@ -59,6 +59,7 @@ class Draw(NamedTuple):
         x1, mask, cond: the data.
         pinned: bool ``(B, N)``, elements that the model sees clean, or None.
         show_previous: bool scalar on the host: whether the model sees its own first prediction.
+        cond_mask: bool ``(B,)``, samples whose condition the model sees, or None for all.
     """
 
     xt: State
@@ -69,6 +70,7 @@ class Draw(NamedTuple):
     cond: Any
     pinned: Tensor | None
     show_previous: Tensor
+    cond_mask: Tensor | None = None
 
 
 class Flow(nn.Module):
@@ -89,6 +91,8 @@ class Flow(nn.Module):
         auxiliary: ``(pred, x1, points, mask, cond) -> {name: scalar}``, further losses, added as they are.
         self_condition: probability of showing the model its own first prediction in training; above 0 the sampler feeds
             each prediction to the next step (Chen et al. 2023).
+        cond_dropout: share of the training samples whose condition is hidden from the model, which is told by
+            ``cond_mask=``, bool ``(B,)``; for :class:`manifoldflow.guidance.ClassifierFree`.
         pin: ``(mask, generator) -> bool (B, N)``: elements to show clean (at t = 1) in training, so that ``known=`` works.
         time_range: range of training times.
         time_warp: training times are ``time_warp.k(u)`` of uniform u, and so are the default grids of ``sample`` and
@@ -113,6 +117,7 @@ class Flow(nn.Module):
         weights: Mapping[str, float] | None = None,
         auxiliary: Auxiliary | None = None,
         self_condition: float = 0.0,
+        cond_dropout: float = 0.0,
         pin: Pin | None = None,
         time_range: tuple[float, float] = (0.0, 1.0),
         time_warp: Schedule | None = None,
@@ -139,15 +144,23 @@ class Flow(nn.Module):
             raise ValueError(f"weights name unknown fields {sorted(unknown)}; the fields are {list(space_of)}")
         self.auxiliary = auxiliary
         self.self_condition = self_condition
+        self.cond_dropout = cond_dropout
         self.pin = pin
         self.time_range = time_range
         self.time_warp = time_warp or Linear()
         self.model = model
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        self._takes = {name for name in ("mask", "cond", "previous") if takes_any or name in parameters}
+        known = ("mask", "cond", "cond_mask", "previous")
+        self._takes = {name for name in known if takes_any or name in parameters}
         if self_condition > 0 and "previous" not in self._takes:
             raise ValueError("self_condition needs a model that takes previous=, the prediction of the step before")
+        if not 0 <= cond_dropout <= 1:
+            raise ValueError(f"cond_dropout must lie in [0, 1], got {cond_dropout}")
+        if cond_dropout > 0 and not {"cond", "cond_mask"} <= self._takes:
+            raise ValueError(
+                "cond_dropout needs a model that takes cond= and cond_mask=, bool (B,), False where it is hidden"
+            )
 
     # ---------------------------------------------------------------- training
 
@@ -242,17 +255,20 @@ class Flow(nn.Module):
                 (), generator=generator if generator is not None and generator.device.type == "cpu" else None
             )
             show = coin < self.self_condition
-        return Draw(xt, time, points, x1, mask, cond, pinned, show)
+        seen = None
+        if self.cond_dropout > 0 and cond is not None:
+            seen = torch.rand(batch, generator=generator, device=device) >= self.cond_dropout
+        return Draw(xt, time, points, x1, mask, cond, pinned, show, seen)
 
     def _loss_of(self, draw: Draw, autocast: bool) -> dict[str, Tensor]:
-        xt, time, points, x1, mask, cond, pinned, show_previous = draw
+        xt, time, points, x1, mask, cond, pinned, show_previous, seen = draw
         device = time.device
         previous = None
         if self.self_condition > 0 and show_previous:
             with torch.no_grad(), torch.autocast(device.type, enabled=autocast):
-                previous = self.predict(xt, time, mask=mask, cond=cond)
+                previous = self.predict(xt, time, mask=mask, cond=cond, cond_mask=seen)
         with torch.autocast(device.type, enabled=autocast):
-            pred = self.predict(xt, time, mask=mask, cond=cond, previous=previous)
+            pred = self.predict(xt, time, mask=mask, cond=cond, cond_mask=seen, previous=previous)
         counted = mask if pinned is None else (~pinned if mask is None else mask & ~pinned)
         parts = {}
         for name, point in points.items():
@@ -265,10 +281,18 @@ class Flow(nn.Module):
     # ---------------------------------------------------------------- sampling
 
     def predict(
-        self, x: State, t: Tensor, *, mask: Tensor | None = None, cond: Any = None, previous: State | None = None
+        self,
+        x: State,
+        t: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        cond_mask: Tensor | None = None,
+        previous: State | None = None,
     ) -> State:
-        """One call of the model; padding holds the origin (endpoints) or zero (velocities)."""
-        kwargs = {k: v for k, v in (("mask", mask), ("cond", cond), ("previous", previous)) if v is not None}
+        """One call of the model; padding holds the origin (endpoints) or zero (velocities, logits)."""
+        given = {"mask": mask, "cond": cond, "cond_mask": cond_mask, "previous": previous}
+        kwargs = {k: v for k, v in given.items() if v is not None}
         if "cond" in kwargs and "cond" not in self._takes:
             raise ValueError("this flow's model takes no condition; build it with one, or call without cond=")
         raw = self.model(x, t, **{k: v for k, v in kwargs.items() if k in self._takes})
@@ -287,6 +311,10 @@ class Flow(nn.Module):
                     value = path.space.center(value, mask)  # the path's own centring does not know the mask
             out[name] = where_mask(mask, value, rest)
         return like(out, raw)
+
+    def rate_shift(self, name: str, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> Tensor | None:
+        """Logarithms of factors on the jump rates of a field of tokens, ``(..., K)``; None here, guidance has some."""
+        return None
 
     def draw_source(
         self,
@@ -691,7 +719,8 @@ class FlowKernel:
         self.known_mask = known_mask if fully_known else None
         self.previous: State | None = None
 
-    def _predict(self, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> State:
+    def predict(self, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> State:
+        """The model's prediction; known elements are shown at t = 1, and the last prediction where the model wants it."""
         first = first_tensor(x)
         time = t.expand(first.shape[0]).to(float_dtype(x))
         if self.known_mask is not None:
@@ -701,6 +730,26 @@ class FlowKernel:
         if self.flow.self_condition > 0:
             self.previous = pred
         return pred
+
+    def move(
+        self,
+        pred: State,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> State:
+        """One step of every field along its path, with the prediction held fixed."""
+        path, made, stepped = self.flow.path, fields(pred), {}
+        for n, value in fields(x).items():
+            options: dict[str, Any] = {}
+            if isinstance(path[n].space, Tokens):
+                options = {"how": self.jumps, "mask": mask, "shift": self.flow.rate_shift(n, x, t, mask, cond)}
+            stepped[n] = path[n].advance(made[n], value, t, s, generator=generator, **options)
+        return like(stepped, x)
 
     def __call__(
         self,
@@ -714,19 +763,13 @@ class FlowKernel:
     ) -> State:
         path = self.flow.path
         if self.euler:
-            pred = self._predict(x, t, mask, cond)
-            view, made = fields(x), fields(pred)
-            stepped = {}
-            for n in view:
-                is_token = isinstance(path[n].space, Tokens)
-                options = {"how": self.jumps, "mask": mask} if is_token else {}
-                stepped[n] = path[n].advance(made[n], view[n], t, s, generator=generator, **options)
-            return like(stepped, x)
+            pred = self.predict(x, t, mask, cond)
+            return self.move(pred, x, t, s, mask=mask, cond=cond, generator=generator)
 
         first: list[State] = []
 
         def velocity(at: State, when: Tensor) -> State:
-            pred = self._predict(at, when, mask, cond)
+            pred = self.predict(at, when, mask, cond)
             first.append(pred)
             view, made = fields(at), fields(pred)
             out = {n: path[n].velocity(made[n], view[n], when) for n in view}

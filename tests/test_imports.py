@@ -24,15 +24,16 @@ _layer("distributions", sees="manifolds discrete")
 _layer("paths", "coupling", sees="distributions")
 _layer("metrics", sees="manifolds discrete")
 _layer("nn", sees="manifolds discrete")
-_layer("sampling", "guidance", sees="paths coupling")
-_layer("flow", "gflownet", sees="sampling guidance nn")
+_layer("sampling", sees="paths coupling")
+_layer("flow", "gflownet", sees="sampling nn")
+_layer("guidance", sees="flow gflownet")
 _layer("checkpoint", sees="flow gflownet")
 _layer("reflow", sees="flow gflownet")
 _layer("curves")
 _layer("training", sees="checkpoint curves")
 _layer("testing", sees="flow gflownet")
 _layer("cli")  # tasks come through entry points; nothing else is needed, so the help is quick
-_layer("__init__", sees="training testing")  # the flat public names
+_layer("__init__", sees="training testing guidance")  # the flat public names
 
 MODULES = sorted((ROOT / "manifoldflow").rglob("*.py"))
 TASK_MODULES = sorted((ROOT / "tasks").rglob("*.py"))

@@ -1,4 +1,4 @@
-r"""The speed of the Dirichlet probability path (Stark et al. 2024, eq. 14), by quadrature on the device.
+r"""The speed of the Dirichlet probability path (Stark et al. 2024, arXiv 2402.05841), by quadrature on the device.
 
 A coordinate of Dir(1 + (a - 1) e_i) at its vertex has the law Beta(a, b), b = K - 1. The field C(x_i, a) (e_i - x) carries that
 law along a when C (1 - x) equals the rate of change of the quantile, which gives
@@ -93,7 +93,7 @@ def dirichlet_speed(x: Tensor, alpha: Tensor | float, categories: int) -> Tensor
     Raises:
         ValueError: fewer than 2 categories, or a number ``alpha`` below 1.
 
-    Source: Stark et al. 2024 (Dirichlet flow matching), eq. 14.
+    Source: Stark et al. 2024, Dirichlet flow matching; the integrals are derived in this module.
     """
     _check(alpha, categories)
     work = _working_dtype(x.device)

@@ -199,6 +199,7 @@ class UniformJump:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
         how: Jumps | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         r"""Jump from time ``t`` to ``s`` with the posterior held fixed.
 
@@ -214,12 +215,18 @@ class UniformJump:
             mask: bool of real tokens; the others stay.
             generator: of every random number.
             how: temperature, order and corrector.
+            shift: logarithms ``(..., K)`` of factors on the rates towards every category (guidance): the total rate of a token is
+                multiplied by :math:`Z = \sum_y p(y)\, e^{shift(y)}`, and what it becomes is drawn from the tilted posterior.
         """
         if (s < t).any() if s.device.type == "cpu" else False:
             raise ValueError("tokens have no backward sampler: the times must increase")
         how = how or Jumps()
         eta = how.corrector_at(t)
-        event = 1 - (1 - self.schedule.fraction(t, s)).clamp_min(0) ** (1 + eta)
+        rate: Tensor = 1 + eta
+        if shift is not None:
+            pred = pred.log_softmax(-1) + shift
+            rate = rate * pred.logsumexp(-1).exp()
+        event = 1 - (1 - self.schedule.fraction(t, s)).clamp_min(0) ** rate
         jumps = torch.rand(x.shape, generator=generator, dtype=event.dtype, device=x.device) < event
         if mask is not None:
             jumps = jumps & mask
@@ -245,14 +252,14 @@ class UniformJump:
         generator: torch.Generator | None,
     ) -> Tensor:
         drawn = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, at=at, generator=generator)
-        drawn = self._known(drawn, x)
+        drawn = self.known(drawn, x)
         if noise is None:
             return drawn
         fresh = self._source.sample(tuple(x.shape), generator=generator, device=x.device)
         u = torch.rand(x.shape, generator=generator, dtype=noise.dtype, device=x.device)
         return torch.where(u < noise, fresh, drawn)
 
-    def _known(self, drawn: Tensor, x: Tensor) -> Tensor:
+    def known(self, drawn: Tensor, x: Tensor) -> Tensor:
         """Draws of the clean tokens, those that are known already put back."""
         return drawn
 
@@ -321,7 +328,7 @@ class Masking(UniformJump):
     def _probability_of(self, log_p: Tensor, x: Tensor) -> Tensor:
         return (x != self.space.mask_token).to(log_p.dtype)
 
-    def _known(self, drawn: Tensor, x: Tensor) -> Tensor:
+    def known(self, drawn: Tensor, x: Tensor) -> Tensor:
         return torch.where(x == self.space.mask_token, drawn, x)
 
     def _may_change(self, x: Tensor) -> Tensor:
