@@ -79,7 +79,7 @@ class Flow(nn.Module):
     Time runs from the source (t = 0) to the data (t = 1). ``forward`` is the loss, so any trainer works.
 
     Args:
-        spaces: a manifold, or ``{field: manifold}``.
+        spaces: a manifold or :class:`Tokens`, or ``{field: space}``.
         model: ``model(x, t, *, mask=None, cond=None)`` -> predictions in the structure of the state. ``t`` has shape
             ``(B,)``, or ``(B, N)`` when elements are pinned. With ``self_condition`` it also takes ``previous=``.
         source: distribution (or one per field) at t = 0. Default: uniform on compact spaces, standard normal on flat ones.
@@ -107,7 +107,7 @@ class Flow(nn.Module):
 
     def __init__(
         self,
-        spaces: Manifold | Mapping[str, Manifold],
+        spaces: Manifold | Tokens | Mapping[str, Manifold | Tokens],
         model: nn.Module,
         *,
         source: Any = None,
@@ -123,7 +123,7 @@ class Flow(nn.Module):
         time_warp: Schedule | None = None,
     ) -> None:
         super().__init__()
-        self.spaces = dict(spaces) if isinstance(spaces, Mapping) else spaces
+        self.spaces: Any = dict(spaces) if isinstance(spaces, Mapping) else spaces
         space_of = fields(self.spaces)
         predicts_of = _per_field(predicts, space_of, "predicts", None)
         given_source = _per_field(source, space_of, "source", None)

@@ -1,0 +1,119 @@
+"""The sequence flow: one network, five representations of the same tokens."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from tasks.dna.model import STACK, ConvNet, Transformer
+
+Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform"]
+REPRESENTATIONS: tuple[Representation, ...] = ("dirichlet", "fisher_rao", "linear", "masking", "uniform")
+
+
+@dataclass
+class DnaConfig:
+    """Everything that defines a sequence flow.
+
+    Args:
+        representation: "masking" and "uniform": tokens that jump. "dirichlet", "fisher_rao" and "linear": points of the simplex
+            that move to its corners.
+        length: of the sequences.
+        classes: names of the classes, with commas; none for a model without condition.
+        alphabet: letters, in the order of the tokens.
+        network: "conv" or "transformer".
+        width: hidden width.
+        stacks: stacks of five dilated convolutions; or layers of the transformer, divided by 4.
+        kernel: width of the convolutions.
+        dropout: of the network.
+        cond_dropout: share of the training samples whose class is hidden, for guidance.
+        most: largest concentration of the Dirichlet path.
+        objective: of tokens: "cross_entropy" or "elbo".
+    """
+
+    representation: Representation = "masking"
+    length: int = 100
+    classes: str = ""
+    alphabet: str = "ACGT"
+    network: Literal["conv", "transformer"] = "conv"
+    width: int = 64
+    stacks: int = 1
+    kernel: int = 9
+    dropout: float = 0.0
+    cond_dropout: float = 0.2
+    most: float = 8.0
+    objective: Literal["cross_entropy", "elbo"] = "cross_entropy"
+
+    def __post_init__(self) -> None:
+        if self.representation not in REPRESENTATIONS:
+            raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {self.representation!r}")
+        if self.network not in ("conv", "transformer"):
+            raise ValueError(f"network must be 'conv' or 'transformer', got {self.network!r}")
+        for name in ("length", "width", "stacks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes, in the order of their numbers."""
+        return tuple(name for name in self.classes.split(",") if name)
+
+
+def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
+    """A sequence flow from its configuration (or the dict that a checkpoint holds)."""
+    if isinstance(config, dict):
+        try:
+            config = DnaConfig(**config)
+        except TypeError as error:
+            raise ValueError(f"sequence flow configuration: {str(error).split('__init__() ')[-1]}") from None
+    k, classes = len(config.alphabet), len(config.class_names)
+    shared: dict[str, Any] = {"categories": k, "width": config.width, "dropout": config.dropout}
+    network = (
+        ConvNet(config.length, classes, kernel=config.kernel, dilations=STACK * config.stacks, **shared)
+        if config.network == "conv"
+        else Transformer(config.length, classes, layers=4 * config.stacks, **shared)
+    )
+    hidden: dict[str, Any] = {"cond_dropout": config.cond_dropout if classes else 0.0}
+    if config.representation in ("masking", "uniform"):
+        path = (mf.Masking if config.representation == "masking" else mf.UniformJump)(objective=config.objective)
+        flow = mf.Flow(mf.Tokens(k, mask=config.representation == "masking"), network, path=path, **hidden)
+    elif config.representation == "dirichlet":
+        flow = mf.Flow(mf.Simplex(k), network, path=mf.DirichletPath(most=config.most), **hidden)
+    else:
+        space = mf.Simplex(k, metric="flat" if config.representation == "linear" else "fisher_rao")
+        flow = mf.Flow(space, network, predicts="logits", **hidden)
+    flow.builder, flow.config = "tasks.dna.flow:build", asdict(config)
+    return flow
+
+
+def to_state(flow: mf.Flow, tokens: Tensor) -> Tensor:
+    """Tokens ``(B, L)`` as the flow wants its data: as they are, or as corners of the simplex."""
+    return tokens if isinstance(flow.spaces, mf.Tokens) else flow.spaces.one_hot(tokens)  # type: ignore[union-attr]
+
+
+def to_tokens(state: Tensor) -> Tensor:
+    """What a flow samples as tokens ``(B, L)``."""
+    return state.argmax(-1) if state.is_floating_point() else state
+
+
+def sample_tokens(
+    flow: mf.Flow, count: int, length: int, steps: int, *, part: int = 512, cond: Any = None, **options: Any
+) -> Tensor:
+    """Tokens ``(count, length)``, drawn in parts of at most ``part`` sequences.
+
+    Args:
+        flow: of any representation.
+        count, length: how many, and how long.
+        steps: of the sampler.
+        part: sequences at once.
+        cond: classes ``(count,)``.
+        options: of :meth:`manifoldflow.Flow.sample`.
+    """
+    made = []
+    for at in range(0, count, part):
+        size = min(part, count - at)
+        some = cond[at : at + size] if isinstance(cond, Tensor) else cond
+        made.append(to_tokens(flow.sample((size, length), steps=steps, cond=some, **options)))
+    return torch.cat(made)

@@ -1,0 +1,91 @@
+"""The networks read every representation, know what is padding, and take their conditions."""
+
+import pytest
+import torch
+
+import manifoldflow as mf
+from tasks.dna.flow import REPRESENTATIONS, DnaConfig, build, sample_tokens, to_state, to_tokens
+from tasks.dna.model import ConvNet, Transformer
+
+NETS = [ConvNet, Transformer]
+
+
+def lively(net):
+    """Zero-initialised layers made to matter."""
+    torch.manual_seed(0)
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    return net.eval()
+
+
+@pytest.mark.parametrize("network", ["conv", "transformer"])
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_one_description_five_representations(representation, network):
+    torch.manual_seed(0)
+    flow = build(
+        DnaConfig(representation=representation, network=network, length=12, classes="a,b", width=16, cond_dropout=0.5)
+    )
+    tokens = torch.randint(4, (6, 12))
+    label = torch.tensor([0, 1, 0, 1, 0, 1])
+    state = to_state(flow, tokens)
+    assert (to_tokens(state) == tokens).all()
+    loss = flow.loss(state, cond=label)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in flow.parameters())
+    made = sample_tokens(flow, 5, 12, 4, part=2, cond=torch.zeros(5, dtype=torch.int64))
+    assert made.shape == (5, 12) and (made >= 0).all() and (made < 4).all()
+    guided = mf.guidance.ClassifierFree(flow, 2.0).sample((2, 12), steps=3, cond=torch.tensor([0, 1]))
+    assert len(to_tokens(guided)) == 2
+    again = build(flow.config)
+    again.load_state_dict(flow.state_dict())
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_padding_does_not_change_what_is_predicted(kind):
+    net = lively(kind(20, 2, width=16))
+    x = torch.randint(5, (3, 12))
+    t, mask = torch.rand(3), torch.ones(3, 12, dtype=torch.bool)
+    alone = net(x, t, mask=mask, cond=torch.tensor([0, 1, 0]))
+    padded = torch.cat([x, torch.randint(5, (3, 8))], 1)
+    longer = net(padded, t, mask=torch.nn.functional.pad(mask, (0, 8)), cond=torch.tensor([0, 1, 0]))
+    assert (longer[:, :12] - alone).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_hidden_conditions_are_as_none(kind):
+    net = lively(kind(8, 3, scalars=2, width=16))
+    x, t = torch.randint(4, (4, 8)), torch.rand(4)
+    cond = {"label": torch.tensor([0, 1, 2, 0]), "scalars": torch.randn(4, 2)}
+    seen = torch.tensor([True, False, True, False])
+    mixed, bare, full = net(x, t, cond=cond, cond_mask=seen), net(x, t), net(x, t, cond=cond)
+    assert torch.allclose(mixed[~seen], bare[~seen], atol=1e-6) and torch.allclose(mixed[seen], full[seen], atol=1e-6)
+    assert (full - bare).abs().amax((1, 2)).min() > 1e-3
+    zero = net(x, t, cond={"scalars": torch.zeros(4, 2)})
+    assert (zero - bare).abs().max() > 1e-3  # a scalar of 0 is not an absent one
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_times_may_differ_by_position(kind):
+    net = lively(kind(8, width=16))
+    x, t = torch.randint(4, (3, 8)), torch.rand(3)
+    assert torch.allclose(net(x, t), net(x, t[:, None].expand(3, 8)), atol=1e-6)
+    other = t[:, None].expand(3, 8).clone()
+    other[:, 0] = 1.0
+    assert (net(x, other) - net(x, t)).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: ConvNet(8)(torch.zeros(1, 9, dtype=torch.int64), torch.rand(1)), "up to 8"),
+        (lambda: ConvNet(8)(torch.zeros(1, 8, dtype=torch.int64), torch.rand(1), cond=torch.zeros(1)), "0 classes"),
+        (lambda: ConvNet(8, 2)(torch.zeros(1, 8, dtype=torch.int64), torch.rand(1), cond={"colour": 1}), "colour"),
+        (lambda: ConvNet(8, kernel=4), "odd"),
+        (lambda: Transformer(8, width=18, heads=4), "multiple"),
+        (lambda: DnaConfig(representation="words"), "representation"),
+        (lambda: build({"depth": 3}), "configuration"),
+    ],
+)
+def test_mistakes_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
