@@ -6,6 +6,7 @@ from manifoldflow.paths.geodesic import Geodesic, PathPoint
 from manifoldflow.paths.interpolant import Bridge, Bump, NoiseLevel, StochasticInterpolant
 from manifoldflow.paths.jumps import Jumps, Masking, UniformJump
 from manifoldflow.paths.logits import NoisyPoint
+from manifoldflow.paths.metric_jump import MetricJump
 from manifoldflow.paths.premetric import Premetric
 from manifoldflow.paths.schedule import Cosine, Exponential, Late, Linear, Polynomial, Schedule
 
@@ -20,6 +21,7 @@ __all__ = [
     "Late",
     "Linear",
     "Masking",
+    "MetricJump",
     "NoiseLevel",
     "NoisyPoint",
     "PathPoint",

@@ -1,0 +1,137 @@
+"""A path of tokens along a distance between categories (Shaul et al. 2024): near ones are reached before far ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from manifoldflow.discrete import Tokens, draw_categorical
+from manifoldflow.distributions.tokens import Categorical, TokenSource
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.paths.jumps import Jumps, UniformJump
+from manifoldflow.paths.logits import NoisyPoint
+
+Distance = Literal["ordinal", "cyclic"] | Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class MetricJump(UniformJump):
+    r"""Tokens from the law :math:`p_t(x | x_1) \propto e^{-\beta_t d(x, x_1)}`, uniform at t = 0 and certain at t = 1.
+
+    With :math:`\beta_t = c\, (t / (1 - t))^a` and the kinetic-optimal conditional rates (Shaul et al. 2024, eq. 16)
+
+    .. math:: u_t(y | z, x_1) = p_t(y | x_1)\, \beta'_t\, [d(z, x_1) - d(y, x_1)]_+
+
+    a token only ever moves nearer to its data. The network predicts logits of the clean token. For levels of a signal, ages,
+    quantised angles: wherever being off by one is better than being off by many.
+
+    Args:
+        distance: ``"ordinal"``: \|x - y\| / (K - 1); ``"cyclic"``: the same around a circle of K; or a function of two tensors
+            of tokens, not negative, 0 only for equal ones.
+        scale, power: c and a.
+        objective, source, tokens: as for :class:`UniformJump`; the source is uniform.
+    """
+
+    distance: Distance = "ordinal"
+    scale: float = 10.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0 or not self.power > 0:
+            raise ValueError(f"MetricJump: scale and power must be positive, got {self.scale} and {self.power}")
+        if self.distance not in ("ordinal", "cyclic") and not callable(self.distance):
+            raise ValueError(f"MetricJump: distance must be 'ordinal', 'cyclic' or a function, got {self.distance!r}")
+
+    def bind(self, space: Tokens, predicts: str | None = None, source: TokenSource | None = None) -> Any:
+        """As for :class:`UniformJump`.
+
+        Raises:
+            ValueError: a mask token, or a source that is not uniform.
+        """
+        if isinstance(space, Tokens) and space.mask:
+            raise ValueError("MetricJump has no mask token: use mf.Tokens(K)")
+        if source is not None and not (isinstance(source, Categorical) and source.weights is None):
+            raise ValueError(f"MetricJump starts from uniform tokens, not from {source}")
+        return super().bind(space, predicts, source)
+
+    def distances(self, x1: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Distances of all categories to ``x1`` ``(...)``, ``(..., K)``."""
+        k = self.space.categories
+        every = torch.arange(k, device=x1.device)
+        if callable(self.distance):
+            return self.distance(every, x1.unsqueeze(-1)).to(dtype or torch.get_default_dtype())
+        gap = (every - x1.unsqueeze(-1)).abs()
+        gap = torch.minimum(gap, k - gap) if self.distance == "cyclic" else gap
+        return gap.to(dtype or torch.get_default_dtype()) / (k - 1)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The inverse temperature at time ``t``; at most 1e9."""
+        return (self.scale * (t / (1 - t).clamp_min(1e-12)) ** self.power).clamp_max(1e9)
+
+    def beta_rate(self, t: Tensor) -> Tensor:
+        """Its derivative, at t < 1."""
+        left = (1 - t).clamp_min(1e-12)
+        return self.scale * self.power * (t / left) ** (self.power - 1) / left**2
+
+    def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> NoisyPoint:
+        """A draw of p_t given ``x1``; ``x0`` is unused but for its shape."""
+        level = torch.as_tensor(expand_time(self.beta(t), x1, 0)).unsqueeze(-1)
+        x = draw_categorical(-level * self.distances(x1, t.dtype), generator=generator)
+        return NoisyPoint(torch.where(torch.as_tensor(expand_time(t, x1, 0)) >= 1, x1, x), t, x1)
+
+    def conditional_rates(self, x: Tensor, x1: Tensor, t: Tensor) -> Tensor:
+        """Rates ``(..., K)`` from the tokens ``x`` towards those nearer to ``x1``; 0 at the present ones."""
+        d = self.distances(x1, t.dtype)
+        p = torch.softmax(-torch.as_tensor(expand_time(self.beta(t), d, 1)) * d, -1)
+        gain = (d.gather(-1, x.unsqueeze(-1)) - d).clamp_min(0)
+        return torch.as_tensor(expand_time(self.beta_rate(t), d, 1)) * p * gain
+
+    def rates(self, probabilities: Tensor, x: Tensor, t: Tensor, *, corrector: float = 0.0) -> Tensor:
+        """The mean of the conditional rates over the posterior; costs K times as much as :meth:`advance`."""
+        if corrector:
+            raise ValueError("MetricJump has no corrector")
+        k = self.space.categories
+        every = torch.arange(k, device=x.device).expand(*x.shape, k)
+        each = self.conditional_rates(x.unsqueeze(-1).expand_as(every), every, t)
+        total = (probabilities.unsqueeze(-1) * each).sum(-2)
+        return total - self.space.one_hot(x, dtype=total.dtype) * total.sum(-1, keepdim=True)
+
+    def bound(self, pred: Tensor, point: NoisyPoint) -> Tensor:
+        """The integrand of the negative evidence bound per token, from all rates."""
+        p = pred.softmax(-1, dtype=torch.promote_types(pred.dtype, torch.float32))
+        t = point.t.to(p.dtype)
+        ours, truth = self.rates(p, point.x, t), self.conditional_rates(point.x, point.endpoint, t)
+        ours = ours.clamp_min(0)  # the entry of the present token is minus the sum of the others
+        part = torch.special.xlogy(truth, truth / ours.clamp_min(1e-30)) - truth + ours
+        return part.sum(-1)
+
+    def advance(
+        self,
+        pred: Tensor,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        how: Jumps | None = None,
+        shift: Tensor | None = None,
+    ) -> Tensor:
+        """Draw the clean token from the posterior, then jump with its conditional rates; at s = 1 land on it."""
+        how = how or Jumps()
+        if how.has_corrector or how.order != "random":
+            raise ValueError("MetricJump takes temperature and top_p of Jumps, no corrector and no order")
+        logits = pred if shift is None else pred.log_softmax(-1) + shift
+        x1 = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, generator=generator)
+        # In the middle of the step, and as a difference of betas: exact for the total pull, whatever the step.
+        middle = 0.5 * (t + s.clamp_max(1 - 1e-6))
+        rates = self.conditional_rates(x, x1, middle)
+        rates = rates * ((self.beta(s) - self.beta(t)) / self.beta_rate(middle))
+        total = rates.sum(-1)
+        u = torch.rand(x.shape, generator=generator, dtype=total.dtype, device=x.device)
+        jumped = torch.where(u < -torch.expm1(-total), draw_categorical(rates.log(), generator=generator), x)
+        moved = torch.where(s >= 1, x1, jumped)
+        return moved if mask is None else torch.where(mask, moved, x)
