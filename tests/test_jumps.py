@@ -40,6 +40,17 @@ class ExactPosterior(torch.nn.Module):
         return both.clamp_min(1e-300).log() - both.sum(-1, keepdim=True).clamp_min(1e-300).log()
 
 
+class Fixed(torch.nn.Module):
+    """The same logits everywhere."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x, t):
+        return self.logits.expand(*x.shape, -1)
+
+
 def law(space, seed=0):
     generator = torch.Generator().manual_seed(seed)
     table = torch.rand(space.categories, space.categories, generator=generator, dtype=DOUBLE) ** 3
@@ -203,6 +214,25 @@ class _Constant(torch.nn.Module):
 
     def forward(self, x, t):
         return torch.zeros(*x.shape, self.k)
+
+
+@pytest.mark.parametrize("source", [None, Categorical((0.6, 0.3, 0.1))], ids=["uniform", "unequal"])
+def test_own_evidence_is_the_factor_of_bayes_rule(source):
+    """Two independent tokens: the network need only return the law of the data."""
+    table = torch.tensor([0.5, 0.3, 0.2], dtype=DOUBLE)[:, None] * torch.tensor([0.2, 0.2, 0.6], dtype=DOUBLE)
+    space = mf.Tokens(3)
+    flow = mf.Flow(space, torch.nn.Identity(), path=mf.UniformJump(own_evidence=True), source=source)
+    path = flow.path["x"]
+    prior = torch.stack([table.sum(1), table.sum(0)]).log()
+    x = all_states(space)
+    t = torch.full((len(x),), 0.7, dtype=DOUBLE)
+    ours = path.logits(prior.expand(len(x), 2, 3), x, t).log_softmax(-1)
+    assert (ours - ExactPosterior(table, path)(x, t).log_softmax(-1)).abs().max() < 1e-9
+    flow.model, flow._takes = Fixed(prior), set()
+    n = 20_000
+    made = flow.sample((n, 2), steps=20, generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(made[:, 0] * 3 + made[:, 1], minlength=9) / n
+    assert total_variation(counts, table.flatten()) < 0.015
 
 
 @pytest.mark.parametrize("objective", ["cross_entropy", "elbo"])

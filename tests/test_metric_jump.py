@@ -1,5 +1,7 @@
 """The path along a distance of categories against its law, written out on small state spaces."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,6 +80,14 @@ def test_samples_have_the_law_at_the_end_and_on_the_way(path):
     half = flow.sample((n, 1), times=torch.linspace(0, 0.5, 61), generator=generator).flatten()
     truth = LAW @ flow.model.of_all(torch.tensor(0.5))
     assert total_variation(torch.bincount(half, minlength=K) / n, truth) < 0.02
+
+
+@every_path
+def test_own_evidence_is_the_factor_of_bayes_rule(path):
+    bound = flow_of(replace(path, own_evidence=True)).path["x"]
+    x, t = torch.arange(K)[:, None], torch.full((K,), 0.3, dtype=DOUBLE)
+    ours = bound.logits(LAW.log().expand(K, 1, K), x, t).softmax(-1)
+    assert (ours - Posterior(bound)(x, t).softmax(-1)).abs().max() < 1e-9
 
 
 @every_path

@@ -99,7 +99,8 @@ class Particles(Guided):
         for name, value in fields(x).items():
             path = self.path[name]
             if isinstance(path.space, Tokens):
-                out[name] = path.known(draw_categorical(made[name], generator=generator), value)
+                logits = path.logits(made[name], value, t)
+                out[name] = path.known(draw_categorical(logits, generator=generator), value)
             else:
                 out[name] = path.advance(made[name], value, t, torch.ones_like(t), generator=generator)
         return like(out, x)

@@ -82,12 +82,16 @@ class UniformJump:
         objective: ``"cross_entropy"`` of the posterior; or ``"elbo"``, the generalised Kullback-Leibler divergence of the rates,
             :math:`-\frac{k'}{1-k}[p(x_t) - \delta_{x_1}(x_t) + (1 - \delta_{x_1}(x_t)) \log p(x_1)]`, whose mean over t is a
             bound on the negative log-likelihood (Shaul et al. 2024, eq. 26). Both have the same minimiser.
+        own_evidence: what a token says of itself is added to the network's logits, :math:`\log\frac{(1-k)\, p_0(x_t) +
+            k}{(1-k)\, p_0(x_t)}` at the present token, so that the network need only learn what the other tokens say. It is the
+            exact factor of Bayes' rule, grows without limit as t goes to 1, and makes the bound usable there.
         source: where tokens come from; :class:`manifoldflow.Flow` puts its own here. Uniform if absent.
         tokens: the space; filled in by the flow.
     """
 
     schedule: Schedule = field(default_factory=Linear)
     objective: Objective = "cross_entropy"
+    own_evidence: bool = False
     source: TokenSource | None = None
     tokens: Tokens | None = None
     predicts: Literal["logits"] = "logits"
@@ -138,10 +142,20 @@ class UniformJump:
         u = torch.rand(x1.shape, generator=generator, dtype=t.dtype, device=x1.device)
         return NoisyPoint(torch.where(u < k, x1, x0), t, x1)
 
+    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Logits of the posterior ``(..., K)`` from what the network returned: with ``own_evidence`` completed, else the same."""
+        if not self.own_evidence:
+            return pred
+        k = torch.as_tensor(expand_time(self.schedule.k(t), x, 0))
+        noise = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 0)).clamp_min(1e-9)
+        gain = torch.log1p(k / (noise * self._source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
+        return pred.scatter_add(-1, x.unsqueeze(-1), gain.to(pred.dtype).unsqueeze(-1))
+
     def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The objective per token, ``(...)``, of logits ``pred`` ``(..., K)``."""
         if self.objective == "elbo":
             return self.bound(pred, point)
+        pred = self.logits(pred, point.x, point.t)
         return self._counted(
             torch.nn.functional.cross_entropy(pred.flatten(0, -2), point.endpoint.flatten(), reduction="none").reshape(
                 point.x.shape
@@ -151,6 +165,7 @@ class UniformJump:
 
     def bound(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The integrand of the negative evidence bound per token, nats per unit of time ``(...)``."""
+        pred = self.logits(pred, point.x, point.t)
         log_p = torch.log_softmax(pred, -1, dtype=torch.promote_types(pred.dtype, torch.float32))
         right = log_p.gather(-1, point.endpoint.unsqueeze(-1)).squeeze(-1)
         stays = self._probability_of(log_p, point.x)
@@ -221,6 +236,7 @@ class UniformJump:
         if (s < t).any() if s.device.type == "cpu" else False:
             raise ValueError("tokens have no backward sampler: the times must increase")
         how = how or Jumps()
+        pred = self.logits(pred, x, t)
         eta = how.corrector_at(t)
         rate: Tensor = 1 + eta
         if shift is not None:
@@ -317,6 +333,10 @@ class Masking(UniformJump):
     def default_source(self) -> TokenSource:
         """All masked."""
         return AllMasked()
+
+    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """As the network returned them: a mask says nothing of the token."""
+        return pred
 
     def posterior(self, probabilities: Tensor, x: Tensor) -> Tensor:
         known = torch.nn.functional.one_hot(x.clamp_max(self.space.categories - 1), self.space.categories)

@@ -57,6 +57,17 @@ class MetricJump(UniformJump):
             raise ValueError(f"MetricJump starts from uniform tokens, not from {source}")
         return super().bind(space, predicts, source)
 
+    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """With ``own_evidence`` the network's logits and :math:`\\log p_t(x | x_1)` of all clean tokens."""
+        if not self.own_evidence:
+            return pred
+        k = self.space.categories
+        d = self.distances(torch.arange(k, device=x.device), pred.dtype)  # (x1, x)
+        level = torch.as_tensor(expand_time(self.beta(t), pred, 1)).to(pred.dtype)
+        # log Z depends on x1 where the ends of a scale are not alike
+        normaliser = torch.logsumexp(-level.unsqueeze(-1) * d, -1)
+        return pred - level * d[:, x].movedim(0, -1) - normaliser
+
     def distances(self, x1: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Distances of all categories to ``x1`` ``(...)``, ``(..., K)``."""
         k = self.space.categories
@@ -101,7 +112,7 @@ class MetricJump(UniformJump):
 
     def bound(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The integrand of the negative evidence bound per token, from all rates."""
-        p = pred.softmax(-1, dtype=torch.promote_types(pred.dtype, torch.float32))
+        p = self.logits(pred, point.x, point.t).softmax(-1, dtype=torch.promote_types(pred.dtype, torch.float32))
         t = point.t.to(p.dtype)
         ours, truth = self.rates(p, point.x, t), self.conditional_rates(point.x, point.endpoint, t)
         ours = ours.clamp_min(0)  # the entry of the present token is minus the sum of the others
@@ -124,6 +135,7 @@ class MetricJump(UniformJump):
         how = how or Jumps()
         if how.has_corrector or how.order != "random":
             raise ValueError("MetricJump takes temperature and top_p of Jumps, no corrector and no order")
+        pred = self.logits(pred, x, t)
         logits = pred if shift is None else pred.log_softmax(-1) + shift
         x1 = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, generator=generator)
         # In the middle of the step, and as a difference of betas: exact for the total pull, whatever the step.

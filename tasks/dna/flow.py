@@ -77,8 +77,13 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
     )
     hidden: dict[str, Any] = {"cond_dropout": config.cond_dropout if classes else 0.0}
     if config.representation in ("masking", "uniform"):
-        path = (mf.Masking if config.representation == "masking" else mf.UniformJump)(objective=config.objective)
-        flow = mf.Flow(mf.Tokens(k, mask=config.representation == "masking"), network, path=path, **hidden)
+        is_masked = config.representation == "masking"
+        path = (
+            mf.Masking(objective=config.objective)
+            if is_masked
+            else mf.UniformJump(objective=config.objective, own_evidence=True)
+        )
+        flow = mf.Flow(mf.Tokens(k, mask=is_masked), network, path=path, **hidden)
     elif config.representation == "dirichlet":
         flow = mf.Flow(mf.Simplex(k), network, path=mf.DirichletPath(most=config.most), **hidden)
     else:
