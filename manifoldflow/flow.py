@@ -248,6 +248,8 @@ class Flow(nn.Module):
         time = t if pinned is None else torch.where(pinned, 1.0, t.unsqueeze(-1))
         points = {n: self.path[n].sample(fields(x0)[n], v, time, generator=generator) for n, v in fields(x1).items()}
         xt = like({n: where_mask(mask, p.x, fields(x1)[n]) for n, p in points.items()}, x1)
+        if pinned is not None:  # not every path ends at its data point exactly: the Dirichlet path ends near it
+            xt = map_state(lambda noisy, clean: torch.where(expand_mask(pinned, clean), clean, noisy), xt, x1)
         show = torch.zeros((), dtype=torch.bool)
         if self.self_condition > 0:
             # One coin for the batch: no host sync on the outcome of a device draw, and half of the batches cost nothing.

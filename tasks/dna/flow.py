@@ -29,6 +29,7 @@ class DnaConfig:
         kernel: width of the convolutions.
         dropout: of the network.
         cond_dropout: share of the training samples whose class is hidden, for guidance.
+        pin_share: share of the training samples of which pieces are shown clean, so that motifs and flanks can be kept.
         most: largest concentration of the Dirichlet path.
         objective: of tokens: "cross_entropy" or "elbo".
     """
@@ -43,12 +44,16 @@ class DnaConfig:
     kernel: int = 9
     dropout: float = 0.0
     cond_dropout: float = 0.2
+    pin_share: float = 0.3
     most: float = 8.0
     objective: Literal["cross_entropy", "elbo"] = "cross_entropy"
 
     def __post_init__(self) -> None:
         if self.representation not in REPRESENTATIONS:
             raise ValueError(f"representation must be one of {', '.join(REPRESENTATIONS)}, got {self.representation!r}")
+        for name in ("cond_dropout", "pin_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.network not in ("conv", "transformer"):
             raise ValueError(f"network must be 'conv' or 'transformer', got {self.network!r}")
         for name in ("length", "width", "stacks"):
@@ -59,6 +64,30 @@ class DnaConfig:
     def class_names(self) -> tuple[str, ...]:
         """The classes, in the order of their numbers."""
         return tuple(name for name in self.classes.split(",") if name)
+
+
+@dataclass(frozen=True)
+class RandomPieces:
+    """Pieces to show clean in training, so that motifs and flanks can be kept in sampling.
+
+    A share of the samples gets one to three pieces of random places and lengths, up to half of the sequence in all.
+
+    Args:
+        share: of the samples that get any.
+    """
+
+    share: float
+
+    def __call__(self, mask: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Bool ``(B, L)`` from the mask of real positions."""
+        batch, length = mask.shape
+        options: dict[str, Any] = {"generator": generator, "device": mask.device}
+        start = torch.rand(batch, 3, 1, **options) * length
+        size = torch.rand(batch, 3, 1, **options) * length / 6
+        used = torch.rand(batch, 3, 1, **options) < torch.tensor([1.0, 0.5, 0.25], device=mask.device)[:, None]
+        place = torch.arange(length, device=mask.device)
+        pieces = ((place >= start) & (place < start + size) & used).any(1)
+        return pieces & mask & (torch.rand(batch, 1, **options) < self.share)
 
 
 def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
@@ -75,7 +104,10 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
         if config.network == "conv"
         else Transformer(config.length, classes, layers=4 * config.stacks, **shared)
     )
-    hidden: dict[str, Any] = {"cond_dropout": config.cond_dropout if classes else 0.0}
+    hidden: dict[str, Any] = {
+        "cond_dropout": config.cond_dropout if classes else 0.0,
+        "pin": RandomPieces(config.pin_share) if config.pin_share > 0 else None,
+    }
     if config.representation in ("masking", "uniform"):
         is_masked = config.representation == "masking"
         path = (

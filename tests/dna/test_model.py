@@ -40,6 +40,23 @@ def test_one_description_five_representations(representation, network):
     again.load_state_dict(flow.state_dict())
 
 
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_known_pieces_are_shown_clean_and_kept(representation):
+    torch.manual_seed(0)
+    flow = build(DnaConfig(representation=representation, length=30, width=16, pin_share=1.0))
+    tokens = torch.randint(4, (200, 30))
+    draw = flow.draw(to_state(flow, tokens), generator=torch.Generator().manual_seed(0))
+    shown = draw.pinned
+    assert 0.02 < shown.float().mean() < 0.3 and shown.any(1).float().mean() > 0.7
+    assert (to_tokens(draw.xt)[shown] == tokens[shown]).all() and (draw.t[shown] == 1).all()
+    assert (draw.xt[shown] == to_state(flow, tokens)[shown]).all()
+    assert flow.loss_of(draw)["flow"].isfinite()
+    known_mask = torch.zeros(5, 30, dtype=torch.bool)
+    known_mask[:, 10:16] = True
+    made = flow.sample((5, 30), steps=3, known=to_state(flow, tokens[:5]), known_mask=known_mask)
+    assert (to_tokens(made)[known_mask] == tokens[:5][known_mask]).all()
+
+
 @pytest.mark.parametrize("kind", NETS)
 def test_padding_does_not_change_what_is_predicted(kind):
     net = lively(kind(20, 2, width=16))
