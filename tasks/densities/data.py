@@ -19,6 +19,7 @@ from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.manifolds.torus import Torus
 from tasks.densities.spaces import TOLERANCE, distance_off, sizes, space_of, to_points
 from tasks.densities.tables import Table, read_table
+from tasks.shared_data import find_shared
 
 Units = Literal["degrees", "radians"]
 
@@ -27,7 +28,6 @@ TORSIONS = ("General", "Glycine", "Proline", "Pre-Pro")
 ROTAMERS = ("GLN", "LYS", "MET", "HIS", "TRP", "CYS")
 NAMED = (*EARTH, *(f"torsions:{n}" for n in TORSIONS), *(f"rotamers:{n}" for n in ROTAMERS))
 
-FOLDER_VARIABLE = "MANIFOLDFLOW_DATA"
 SHOWN = 5
 """Row numbers that an error lists before it says how many more there are."""
 
@@ -156,27 +156,6 @@ def space_name_is_rotation(space: Manifold) -> bool:
     from manifoldflow.manifolds.so3 import SO3
 
     return isinstance(space, SO3 | UnitQuaternion)
-
-
-def find_shared(name: str, data_folder: str | Path | None = None) -> Path:
-    """Where a file of the shared data lies: in ``data_folder``, else below $MANIFOLDFLOW_DATA, else beside the checkout.
-
-    Raises:
-        FileNotFoundError: in none of them.
-    """
-    if data_folder is not None:
-        folders = [Path(data_folder)]
-    else:
-        told = os.environ.get(FOLDER_VARIABLE)
-        folders = [Path(told)] if told else []
-        folders.append(Path(__file__).resolve().parents[2].parent / "shared" / "data")
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"{name}: not found in {' or '.join(map(str, folders))}; pass --data-folder FOLDER (the one that holds "
-        f"{Path(name).parent}/) or set {FOLDER_VARIABLE}"
-    )
 
 
 def merge_equal(x: Tensor, space: Manifold, digits: int = 6) -> Tensor:

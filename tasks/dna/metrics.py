@@ -1,0 +1,141 @@
+"""How like the data generated sequences are, and how unlike each other."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def kmer_spectrum(tokens: Tensor, k: int, *, mask: Tensor | None = None, letters: int = 4) -> Tensor:
+    """Frequencies of all words of k letters, ``(letters^k,)`` in float64, sum 1; the first letter counts most.
+
+    Raises:
+        ValueError: k below 1 or longer than every sequence.
+    """
+    if k < 1 or k > tokens.shape[-1]:
+        raise ValueError(f"k must lie between 1 and the length {tokens.shape[-1]}, got {k}")
+    windows = tokens.unfold(-1, k, 1)
+    powers = letters ** torch.arange(k - 1, -1, -1, device=tokens.device)
+    words = (windows * powers).sum(-1)
+    if mask is not None:
+        words = words[mask.unfold(-1, k, 1).all(-1)]
+    counts = torch.bincount(words.flatten(), minlength=letters**k).double()
+    return counts / counts.sum().clamp_min(1)
+
+
+def jensen_shannon(p: Tensor, q: Tensor) -> float:
+    """The Jensen-Shannon divergence of two laws in nats, between 0 and log 2."""
+    middle = 0.5 * (p + q)
+    parts = torch.special.xlogy(p, p) + torch.special.xlogy(q, q) - 2 * torch.special.xlogy(middle, middle)
+    return float(0.5 * parts.sum().clamp_min(0))
+
+
+def correlation(p: Tensor, q: Tensor) -> float:
+    """Pearson's correlation of two spectra."""
+    a, b = p - p.mean(), q - q.mean()
+    return float((a * b).sum() / (a.norm() * b.norm()).clamp_min(1e-300))
+
+
+def gc_content(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of C and G in every sequence, ``(B,)``."""
+    is_gc = ((tokens == 1) | (tokens == 2)).float()
+    if mask is None:
+        return is_gc.mean(-1)
+    return (is_gc * mask).sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+def diversity(tokens: Tensor, *, pairs: int = 10_000, generator: torch.Generator | None = None) -> float:
+    """Mean share of places in which two random sequences of one length differ; 0.75 for random letters."""
+    n = len(tokens)
+    if n < 2:
+        raise ValueError("diversity needs at least two sequences")
+    a = torch.randint(n, (pairs,), generator=generator)
+    b = (a + torch.randint(1, n, (pairs,), generator=generator)) % n
+    return float((tokens[a] != tokens[b]).float().mean())
+
+
+def nearest_distance(tokens: Tensor, reference: Tensor, *, cells: int = 2**26) -> tuple[Tensor, Tensor]:
+    """The Hamming distance of every sequence to the nearest reference of the same length, and which one it is.
+
+    Matches are counted by products of one-hot sequences, in blocks of at most ``cells`` numbers. Against insertions see
+    :func:`edit_distance`.
+
+    Args:
+        tokens: ``(B, L)``.
+        reference: ``(R, L)``.
+
+    Returns:
+        Distances in letters ``(B,)`` and row numbers ``(B,)``.
+    """
+    if tokens.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"sequences of {tokens.shape[1]} cannot be compared with ones of {reference.shape[1]} place by place"
+        )
+    length = tokens.shape[1]
+    known = torch.nn.functional.one_hot(reference, 4).float().flatten(1)
+    size = max(1, cells // max(len(reference), 4 * length))
+    distances, rows = [], []
+    for part in tokens.split(size):
+        matches = torch.nn.functional.one_hot(part, 4).float().flatten(1) @ known.T
+        most, row = matches.max(-1)
+        distances.append(length - most.long())
+        rows.append(row)
+    return torch.cat(distances), torch.cat(rows)
+
+
+def edit_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Levenshtein distances of pairs of sequences ``(P, L)`` and ``(P, M)``, ``(P,)``.
+
+    Row by row of the usual table, all pairs at once; the step along a row is a running minimum.
+    """
+    columns = torch.arange(b.shape[1] + 1, device=a.device)
+    row = columns.expand(len(a), -1)
+    for i in range(a.shape[1]):
+        change = row[:, :-1] + (b != a[:, i : i + 1])
+        down = row + 1
+        entry = torch.cat([down[:, :1], torch.minimum(change, down[:, 1:])], 1)
+        row = (entry - columns).cummin(1).values + columns
+    return row[:, -1]
+
+
+def novelty(tokens: Tensor, training: Tensor, *, candidates: int = 8) -> Tensor:
+    """Edit distance to the nearest training sequence as a share of the length, ``(B,)``: an upper bound.
+
+    The edit distance is taken to the nearest in Hamming distance at the shifts -2 to 2 only, of ``candidates`` each.
+    """
+    length = tokens.shape[1]
+    best = torch.full((len(tokens),), length, dtype=torch.int64)
+    known = torch.nn.functional.one_hot(training, 4).float()
+    for part, at in zip(tokens.split(256), range(0, len(tokens), 256), strict=False):
+        hot = torch.nn.functional.one_hot(part, 4).float()
+        matches = torch.zeros(len(part), len(training))
+        for shift in range(-2, 3):
+            left, right = max(shift, 0), max(-shift, 0)
+            here = hot[:, left : length - right].flatten(1) @ known[:, right : length - left].flatten(1).T
+            matches = matches.maximum(here)
+        near = matches.topk(min(candidates, len(training)), -1).indices
+        pairs = edit_distance(part.repeat_interleave(near.shape[1], 0), training[near.flatten()])
+        best[at : at + len(part)] = pairs.reshape(len(part), -1).amin(-1)
+    return best.float() / length
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    r""":math:`|\mu_a - \mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^{1/2})` of two sets of features ``(N, D)``, in float64.
+
+    The trace of the root is that of the symmetric :math:`(S_a^{1/2} S_b S_a^{1/2})^{1/2}`.
+
+    Raises:
+        ValueError: fewer than two rows, or features that are not finite.
+    """
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"a Frechet distance needs at least two rows of features, got {len(a)} and {len(b)}")
+    a, b = a.double(), b.double()
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        raise ValueError("features hold NaN or infinity")
+    cov_a, cov_b = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
+    values, vectors = torch.linalg.eigh(cov_a)
+    root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    mixed = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
+    gap = (a.mean(0) - b.mean(0)).square().sum()
+    value = float(gap + cov_a.trace() + cov_b.trace() - 2 * mixed)
+    return max(value, 0.0) if not math.isnan(value) else value

@@ -1,0 +1,109 @@
+"""Metrics against plain Python and scipy."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.spatial.distance
+import torch
+
+from tasks.dna.alphabet import decode, encode
+from tasks.dna.metrics import (
+    correlation,
+    diversity,
+    edit_distance,
+    frechet_distance,
+    gc_content,
+    jensen_shannon,
+    kmer_spectrum,
+    nearest_distance,
+    novelty,
+)
+
+
+def random_sequences(count, length, seed=0):
+    return torch.randint(4, (count, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_spectra_are_counts_of_words(k):
+    sequences = ["ACGTACGTTT", "GGGTACAC", "ACACACACAC"]
+    tokens, mask, _ = encode(sequences)
+    words = Counter(s[i : i + k] for s in sequences for i in range(len(s) - k + 1))
+    spectrum = kmer_spectrum(tokens, k, mask=mask)
+    for word, count in words.items():
+        number = sum("ACGT".index(c) * 4 ** (k - 1 - i) for i, c in enumerate(word))
+        assert abs(float(spectrum[number]) - count / words.total()) < 1e-12
+    assert abs(float(spectrum.sum()) - 1) < 1e-12
+
+
+def test_distances_of_spectra_are_scipys():
+    p, q = (kmer_spectrum(random_sequences(50, 30, s), 3) for s in (0, 1))
+    assert abs(jensen_shannon(p, q) - scipy.spatial.distance.jensenshannon(p, q) ** 2) < 1e-10
+    assert abs(correlation(p, q) - np.corrcoef(p, q)[0, 1]) < 1e-10
+    assert jensen_shannon(p, p) == 0
+    assert abs(jensen_shannon(torch.tensor([1.0, 0]), torch.tensor([0, 1.0])) - math.log(2)) < 1e-6
+
+
+def levenshtein(a, b):
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        last, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (x != y))
+    return row[-1]
+
+
+def test_edit_distances_are_those_of_the_table():
+    a, b = random_sequences(30, 14, 0), random_sequences(30, 11, 1)
+    b[:5] = a[:5, 2:13]
+    truth = [levenshtein(x, y) for x, y in zip(decode(a), decode(b), strict=True)]
+    assert edit_distance(a, b).tolist() == truth
+
+
+def test_nearest_reference():
+    a, b = random_sequences(40, 20, 0), random_sequences(300, 20, 1)
+    b[7] = a[3]
+    distance, row = nearest_distance(a, b, cells=2000)
+    truth = (a[:, None] != b[None]).sum(-1)
+    assert (distance == truth.min(1).values).all() and (truth.gather(1, row[:, None])[:, 0] == distance).all()
+    assert distance[3] == 0
+    shifted = torch.cat([b[9][1:], torch.tensor([0])])[None]
+    assert float(novelty(shifted, b)) <= 2 / 20 + 1e-6
+
+
+def test_gc_and_diversity():
+    tokens, mask, _ = encode(["GGCC", "AT", "GA"])
+    assert gc_content(tokens, mask).tolist() == [1.0, 0.0, 0.5]
+    assert diversity(torch.zeros(5, 9, dtype=torch.int64)) == 0
+    assert abs(diversity(random_sequences(500, 50), generator=torch.Generator().manual_seed(0)) - 0.75) < 0.01
+
+
+def test_frechet_distance_is_the_formula():
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(300, 6, generator=generator, dtype=torch.float64)
+    b = (
+        torch.randn(200, 6, generator=generator, dtype=torch.float64) @ torch.randn(6, 6, generator=generator).double()
+        + 1
+    )
+    s, t = np.cov(a.T), np.cov(b.T)
+    truth = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
+    assert abs(frechet_distance(a, b) - truth) < 1e-8 * truth
+    assert frechet_distance(a, a) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: kmer_spectrum(random_sequences(2, 5), 6), "between 1 and the length"),
+        (lambda: diversity(random_sequences(1, 5)), "at least two"),
+        (lambda: nearest_distance(random_sequences(2, 5), random_sequences(2, 6)), "place by place"),
+        (lambda: frechet_distance(torch.randn(1, 3), torch.randn(5, 3)), "at least two rows"),
+        (lambda: frechet_distance(torch.full((4, 3), torch.nan), torch.randn(5, 3)), "NaN"),
+    ],
+)
+def test_mistakes_are_named(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()

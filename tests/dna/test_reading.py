@@ -1,0 +1,115 @@
+"""Letters, files and the other strand."""
+
+import gzip
+
+import pytest
+import torch
+
+from tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode, reverse_complement
+from tasks.dna.reading import load_set, read_sequences, write_fasta
+from tests.conftest import needs_shared_data
+
+
+def test_letters_go_there_and_back():
+    sequences = ["ACGT", "ttga", "G", "acgTACGUu"]
+    tokens, mask, kept = encode(sequences)
+    assert decode(tokens, mask) == ["ACGT", "TTGA", "G", "ACGTACGTT"]
+    assert kept.tolist() == [0, 1, 2, 3] and (tokens[~mask] == 0).all()
+
+
+def test_the_other_strand_is_biopythons():
+    seq = pytest.importorskip("Bio.Seq")
+    sequences = ["ACGTTTGA", "GGC", "T"]
+    tokens, mask, _ = encode(sequences)
+    turned = decode(reverse_complement(tokens, mask), mask)
+    assert turned == [str(seq.Seq(s).reverse_complement()) for s in sequences]
+    assert (reverse_complement(reverse_complement(tokens, mask), mask) == tokens).all()
+
+
+def test_codes_for_several_letters():
+    with pytest.raises(ValueError, match=r"sequence 1, position 2: 'N'.*2 such"):
+        encode(["ACGT", "ANGR"])
+    tokens, mask, kept = encode(["ACGT", "ANGR", "GGGG"], unknown="drop")
+    assert decode(tokens, mask) == ["ACGT", "GGGG"] and kept.tolist() == [0, 2]
+    drawn, _, _ = encode(["NRYSWKMBDHV"] * 4000, unknown="random", generator=torch.Generator().manual_seed(0))
+    for place, code in enumerate("NRYSWKMBDHV"):
+        share = torch.bincount(drawn[:, place], minlength=4) / 4000
+        allowed = torch.tensor([letter in IUPAC[code] for letter in "ACGT"]).float()
+        assert (share - allowed / allowed.sum()).abs().max() < 0.035
+    assert allowed_letters("gN").tolist() == [[False, False, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_fasta(tmp_path, packed):
+    text = ">first label=tata\nACG\nTAC\n>second label=other some words\nggg\n"
+    path = tmp_path / "some.fa"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    made = read_sequences(path)
+    assert made.names == ["first", "second"] and made.classes == ("other", "tata")
+    assert decode(made.tokens, made.mask) == ["ACGTAC", "GGG"] and made.labels.tolist() == [1, 0]
+
+
+def test_tables(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("id,Label,Sequence\na,x,ACGT\nb,y,ACNT\nc,x,TTTT\n")
+    made = read_sequences(path, unknown="drop")
+    assert made.names == ["a", "c"] and made.dropped == 1 and made.classes == ("x",)
+    with pytest.raises(ValueError, match="no column 'dna'; it has id, Label, Sequence"):
+        read_sequences(path, column="dna")
+    with pytest.raises(ValueError, match="sequence 1, position 3"):
+        read_sequences(path)
+    path.write_text("name\tseq\none\tACG\n")
+    assert read_sequences(path).labels is None
+
+
+def test_written_fasta_is_read_back(tmp_path):
+    tokens, mask, _ = encode(["ACGT", "GG"])
+    path = write_fasta(tmp_path / "out" / "made.fa", tokens, mask=mask)
+    made = read_sequences(path)
+    assert decode(made.tokens, made.mask) == ["ACGT", "GG"] and made.names == ["sample_00000", "sample_00001"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "is empty"),
+        (">a\n\n>b\nACG\n", "record 1"),
+        (">a\nAC-GT\n", "position 3: '-'"),
+        ("id,letters\na,ACG\n", "no column of sequences"),
+        ("id,seq\na,\n", "row 2: no sequence"),
+        ("id,seq\n", "holds no sequences"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, content, words):
+    path = tmp_path / "bad.txt"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=words):
+        read_sequences(path)
+
+
+def test_a_missing_or_broken_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        read_sequences(tmp_path / "none.fa")
+    path = tmp_path / "half.fa.gz"
+    path.write_bytes(gzip.compress(b">a\nACGT\n" * 1000)[:40])
+    with pytest.raises(ValueError, match="whole gzip"):
+        read_sequences(path)
+
+
+@needs_shared_data
+@pytest.mark.parametrize(
+    "name, count, length, classes",
+    [
+        ("ctcf_pu1", 20_396, 100, ("ctcf", "pu1")),
+        ("promoters", 20_067, 251, ("non_promoter", "non_tata", "tata")),
+        ("tata_promoters", 5_104, 300, None),
+        ("ecoli", 5_752, 81, None),
+        ("enhancers", 2_968, 200, ("enhancer", "non_enhancer")),
+    ],
+)
+def test_shared_sets(name, count, length, classes):
+    made = load_set(name)
+    assert len(made) + made.dropped == count and made.tokens.shape[1] == length
+    assert classes is None or made.classes == classes
+    assert made.dropped < 0.02 * count
