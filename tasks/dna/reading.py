@@ -5,8 +5,8 @@ import gzip
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ SHARED = {
 """Sets of the shared data folder by name."""
 
 
-class SequenceSet(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class SequenceSet:
     """Sequences and what is known of them.
 
     Attributes:
@@ -49,8 +50,8 @@ class SequenceSet(NamedTuple):
     def rows(self, at: Tensor) -> "SequenceSet":
         """Some of the sequences."""
         labels = None if self.labels is None else self.labels[at]
-        return self._replace(
-            names=[self.names[i] for i in at.tolist()], tokens=self.tokens[at], mask=self.mask[at], labels=labels
+        return replace(
+            self, names=[self.names[i] for i in at.tolist()], tokens=self.tokens[at], mask=self.mask[at], labels=labels
         )
 
 

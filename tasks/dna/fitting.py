@@ -1,0 +1,168 @@
+"""Train a sequence flow on a split, and an independent classifier that judges its samples."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import manifoldflow as mf
+from manifoldflow.training import TrainConfig, fit
+from tasks.dna.alphabet import reverse_complement
+from tasks.dna.flow import DnaConfig, build, to_state
+from tasks.dna.reading import SequenceSet
+
+VALIDATION_ROWS = 1024
+"""Sequences, with fixed times and noise, of the score that the weights are chosen by."""
+
+
+def fit_flow(
+    train: SequenceSet,
+    val: SequenceSet,
+    config: DnaConfig,
+    training: TrainConfig,
+    out: str | Path,
+    *,
+    batch_size: int = 128,
+    both_strands: bool = False,
+    resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
+) -> mf.Flow:
+    """Train a flow; its weights are those with the least validation loss.
+
+    Args:
+        train, val: sequences of the two parts.
+        config: of the flow; its length must be that of the sequences, its classes theirs.
+        training: as in :func:`manifoldflow.training.fit`.
+        out: folder of the run.
+        batch_size: sequences in a batch.
+        both_strands: show every other sequence as its reverse complement.
+        resume: continue the run in ``out``.
+        facts: kept in the checkpoint.
+    """
+    torch.manual_seed(training.seed)
+    flow = build(config)
+    use_labels = bool(config.class_names)
+    return fit(
+        flow,
+        batches(flow, train, batch_size, training.seed, use_labels, both_strands),
+        training,
+        out=out,
+        score=validation_score(val, use_labels),
+        resume=resume,
+        facts=facts,
+    )
+
+
+def batches(
+    flow: mf.Flow, data: SequenceSet, size: int, seed: int, use_labels: bool, both_strands: bool
+) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """Rows drawn with replacement, the draws of a step depending on the seed and the step alone."""
+    is_full = bool(data.mask.all())
+
+    def after(step: int) -> Iterator[dict[str, Any]]:
+        while True:
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            rows = torch.randint(len(data), (size,), generator=generator)
+            tokens, mask = data.tokens[rows], data.mask[rows]
+            if both_strands:
+                turned = torch.rand(size, 1, generator=generator) < 0.5
+                tokens = torch.where(turned, reverse_complement(tokens, mask), tokens)
+            batch: dict[str, Any] = {"x": to_state(flow, tokens)}
+            if not is_full:
+                batch["mask"] = mask
+            if use_labels and data.labels is not None:
+                batch["cond"] = data.labels[rows]
+            yield batch
+            step += 1
+
+    return after
+
+
+def validation_score(val: SequenceSet, use_labels: bool) -> Callable[[mf.Flow], float]:
+    """The cross-entropy of validation sequences, with the same times and noise every time."""
+    rows = torch.randperm(len(val), generator=torch.Generator().manual_seed(0))[:VALIDATION_ROWS]
+
+    def score(flow: mf.Flow) -> float:
+        generator = torch.Generator().manual_seed(1)
+        some = val.rows(rows)
+        mask = None if bool(some.mask.all()) else some.mask
+        total = 0.0
+        for part in torch.arange(len(some)).split(256):
+            cond = some.labels[part] if use_labels and some.labels is not None else None
+            real = None if mask is None else mask[part]
+            with torch.no_grad():
+                loss = flow.loss(to_state(flow, some.tokens[part]), mask=real, cond=cond, generator=generator)
+            total += float(loss) * len(part)
+        return total / len(some)
+
+    return score
+
+
+class Classifier(nn.Module):
+    """Convolutions and a maximum over places: the judge of samples, trained on real sequences only.
+
+    Args:
+        classes: number of classes.
+        width: number of motifs that the first layer looks for.
+    """
+
+    def __init__(self, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.width = width
+        self.first = nn.Conv1d(4, width, 15, padding=7)
+        self.second = nn.Conv1d(width, width, 7, padding=3)
+        self.hidden, self.last = nn.Linear(2 * width, width), nn.Linear(width, classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """``(B, width)`` from tokens ``(B, L)`` or probabilities ``(B, L, 4)``."""
+        hot = x if x.is_floating_point() else nn.functional.one_hot(x, 4).to(self.last.weight.dtype)
+        value = nn.functional.gelu(self.first(hot.mT))
+        value = nn.functional.gelu(self.second(value))
+        return nn.functional.gelu(self.hidden(torch.cat([value.amax(-1), value.mean(-1)], -1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(B, classes)``."""
+        return self.last(self.features(x))
+
+
+def fit_classifier(
+    train: SequenceSet, val: SequenceSet, *, steps: int = 1500, batch_size: int = 128, seed: int = 0, width: int = 64
+) -> tuple[Classifier, float]:
+    """A classifier of real sequences, on both strands, and its validation accuracy (the best of the run is kept).
+
+    Raises:
+        ValueError: the sequences have no classes.
+    """
+    if train.labels is None or val.labels is None:
+        raise ValueError("a classifier needs sequences with classes")
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = Classifier(len(train.classes), width)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
+    best, kept = 0.0, {k: v.clone() for k, v in net.state_dict().items()}
+    for step in range(1, steps + 1):
+        rows = torch.randint(len(train), (batch_size,), generator=generator)
+        tokens = train.tokens[rows]
+        turned = torch.rand(batch_size, 1, generator=generator) < 0.5
+        tokens = torch.where(turned, reverse_complement(tokens), tokens)
+        loss = nn.functional.cross_entropy(net(tokens), train.labels[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % max(1, steps // 5) == 0:
+            score = accuracy(net, val.tokens, val.labels)
+            if score > best:
+                best, kept = score, {k: v.clone() for k, v in net.state_dict().items()}
+    net.load_state_dict(kept)
+    return net.eval(), best
+
+
+@torch.no_grad()
+def accuracy(net: Classifier, tokens: Tensor, labels: Tensor) -> float:
+    """Share of sequences whose class the classifier calls right."""
+    called = torch.cat([net(part).argmax(-1) for part in tokens.split(512)])
+    return float((called == labels).float().mean())
