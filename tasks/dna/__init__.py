@@ -1,13 +1,42 @@
-"""Sequences of regulatory DNA: five representations of one flow, and a toy with a known law."""
+"""Sequences of regulatory DNA: five representations of one flow, motifs, and what samples are worth."""
 
 from collections.abc import Callable
 from typing import Any
 
-from tasks.dna.flow import DnaConfig, build
+from tasks.dna.alphabet import decode, encode, reverse_complement
+from tasks.dna.commands import evaluate, load_flow, sample, train
+from tasks.dna.flow import DnaConfig, build, sample_tokens
 from tasks.dna.model import ConvNet, Transformer
+from tasks.dna.motifs import Motif, read_motifs
+from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
 
-COMMANDS: dict[str, Callable[..., Any]] = {}
+COMMANDS: dict[str, Callable[..., Any]] = {"train": train, "sample": sample, "evaluate": evaluate}
 
-EXAMPLES: dict[str, str] = {}
+EXAMPLES = {
+    "train": "manifoldflow train dna --data peaks.fasta --both_strands true --model.representation dirichlet",
+    "sample": "manifoldflow sample dna --checkpoint runs/dna/peaks_masking --label ctcf --guidance 2 --num 500",
+    "evaluate": "manifoldflow evaluate dna --samples designs.fasta --data peaks.fasta",
+}
 
-__all__ = ["COMMANDS", "EXAMPLES", "ConvNet", "DnaConfig", "Transformer", "build"]
+__all__ = [
+    "COMMANDS",
+    "EXAMPLES",
+    "ConvNet",
+    "DnaConfig",
+    "Motif",
+    "SequenceSet",
+    "Transformer",
+    "build",
+    "decode",
+    "encode",
+    "evaluate",
+    "load_flow",
+    "load_set",
+    "read_motifs",
+    "read_sequences",
+    "reverse_complement",
+    "sample",
+    "sample_tokens",
+    "train",
+    "write_fasta",
+]

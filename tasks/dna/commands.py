@@ -1,0 +1,245 @@
+"""The commands of the sequence task: what ``manifoldflow train|sample|evaluate dna`` runs."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from manifoldflow.checkpoint import read_metadata
+from manifoldflow.guidance import ClassifierFree
+from manifoldflow.training import TrainConfig
+from tasks.dna.evaluation import compare_sets
+from tasks.dna.fitting import fit_flow
+from tasks.dna.flow import DnaConfig, sample_tokens
+from tasks.dna.motifs import find_motif, read_motifs
+from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from tasks.dna.splits import split
+
+TRAINING = TrainConfig(
+    max_steps=20_000, schedule="cosine", warmup_steps=200, learning_rate=2e-3, validate_every=1000, checkpoint_every=500
+)
+"""About two hours on one core for 100 letters; a GPU needs minutes."""
+
+MODEL = DnaConfig()
+
+
+def train(
+    data: str,
+    out: str | None = None,
+    species: str | None = None,
+    unknown: Literal["error", "drop", "random"] = "drop",
+    both_strands: bool = False,
+    conditional: bool = True,
+    split_seed: int = 0,
+    data_folder: str | None = None,
+    model: DnaConfig = MODEL,
+    training: TrainConfig = TRAINING,
+    batch_size: int = 128,
+    resume: bool = False,
+) -> None:
+    """Train a sequence flow on a FASTA, CSV or TSV file, or on a shared set.
+
+    Args:
+        data: a file, or a shared set by name: ctcf_pu1, promoters, tata_promoters, ecoli, enhancers.
+        out: folder of the run; `runs/dna/NAME` by default.
+        species: keep only these rows, where a table has a column `species`.
+        unknown: what to do with sequences that hold codes for several letters, such as N.
+        both_strands: show every other sequence as its reverse complement: for peaks, not for promoters.
+        conditional: learn the classes, where there are any.
+        split_seed: of the split into 80 % for training, 10 % for validation, 10 % for testing.
+        data_folder: where the shared sets lie.
+        model: the flow and its network; length and classes are those of the data.
+        training: the optimiser, the schedule and the devices; the weights with the least validation loss are kept.
+        batch_size: sequences in a batch.
+        resume: continue the run in `out`, or start it if there is none.
+    """
+    if batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {batch_size}")
+    loaded = load_set(data, unknown=unknown, species=species, data_folder=data_folder)
+    parts = split(loaded, split_seed)
+    if min(map(len, parts)) < 1:
+        raise ValueError(f"{data}: {len(loaded)} sequences are too few to split")
+    classes = ",".join(loaded.classes) if conditional else ""
+    config = replace(model, length=loaded.tokens.shape[1], classes=classes)
+    folder = Path(out or f"runs/dna/{Path(data).name.split('.')[0]}_{config.representation}")
+    source = {"data": data, "unknown": unknown, "species": species, "split_seed": split_seed}
+    facts = {"command": "manifoldflow " + " ".join(sys.argv[1:]), "source": source, "rows": [len(p) for p in parts]}
+    print(
+        f"{len(loaded)} sequences of up to {config.length} letters"
+        + (f", classes {', '.join(loaded.classes)}" if classes else "")
+        + (f"; {loaded.dropped} left out for codes of several letters" if loaded.dropped else "")
+    )
+    fit_flow(
+        loaded.rows(parts.train),
+        loaded.rows(parts.val),
+        config,
+        training,
+        folder,
+        batch_size=batch_size,
+        both_strands=both_strands,
+        resume=resume,
+        facts=facts,
+    )
+    print(f"wrote {folder / 'model.safetensors'}; try: manifoldflow sample dna --checkpoint {folder} --num 100")
+
+
+def sample(
+    checkpoint: str,
+    num: int = 100,
+    out: str = "designs.fasta",
+    label: str | None = None,
+    guidance: float = 1.0,
+    steps: int = 100,
+    length: int | None = None,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Draw sequences from a flow and write them as FASTA.
+
+    Args:
+        checkpoint: a model file, or a run folder.
+        num: number of sequences.
+        out: FASTA file to write.
+        label: class to draw; unconditional if absent.
+        guidance: weight of classifier-free guidance: 1 is the conditional model, more makes the class stronger.
+        steps: sampling steps.
+        length: of the sequences, at most that of the training; that by default.
+        temperature: of the predicted letters (tokens only); below 1 likelier and less diverse.
+        seed: of the random draws; the same seed gives the same sequences.
+    """
+    if num < 1 or steps < 1:
+        raise ValueError(f"--num and --steps must be at least 1, got {num} and {steps}")
+    flow, config = load_flow(checkpoint)
+    cond = class_number(config, label, num)
+    size = length or config.length
+    if not 1 <= size <= config.length:
+        raise ValueError(f"--length must lie between 1 and {config.length}, got {size}")
+    if guidance != 1 and cond is None:
+        raise ValueError("--guidance strengthens a class: give --label too")
+    steered = ClassifierFree(flow, guidance) if guidance != 1 else flow
+    tokens = sample_tokens(
+        steered,
+        num,
+        size,
+        steps,
+        cond=cond,
+        method=sampler(config, temperature),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    kind = f" label={label}" if label else ""
+    names = [f"{config.representation}_{i:05d}{kind}" for i in range(num)]
+    print(f"wrote {num} sequences of {size} letters to {write_fasta(out, tokens, names=names)}")
+
+
+def evaluate(
+    samples: str,
+    data: str,
+    motifs: str | None = None,
+    motif: str | None = None,
+    species: str | None = None,
+    split_seed: int = 0,
+    classifier_steps: int = 1000,
+    out: str | None = None,
+    data_folder: str | None = None,
+) -> None:
+    """Compare sequences with real ones: words, GC, motifs, novelty, and the verdict of an independent classifier.
+
+    Args:
+        samples: FASTA or table of sequences, with classes or without.
+        data: the set that the flow was trained on; its test part is the mark, its training part what novelty is measured
+            from.
+        motifs: JASPAR, MEME or TRANSFAC file.
+        motif: names of motifs to count, with commas, such as MA0139.1,MA0080.4.
+        species: as in training.
+        split_seed: as in training.
+        classifier_steps: of the training of the independent classifier.
+        out: also write the numbers to this JSON file.
+        data_folder: where the shared sets lie.
+    """
+    made = read_sequences(samples, unknown="drop")
+    real = load_set(data, unknown="drop", species=species, data_folder=data_folder)
+    chosen = []
+    if motif is not None:
+        if motifs is None:
+            raise ValueError("--motif names motifs of a file: give --motifs too")
+        known = read_motifs(motifs)
+        chosen = [find_motif(known, name.strip()) for name in motif.split(",")]
+    found = compare_sets(made, real, split(real, split_seed), chosen, classifier_steps=classifier_steps)
+    _print_table(found)
+    if out is not None:
+        write_json(Path(out), found)
+
+
+def load_flow(checkpoint: str) -> tuple[mf.Flow, DnaConfig]:
+    """A trained flow and its configuration.
+
+    Raises:
+        ValueError: the checkpoint is of another task.
+    """
+    path = Path(checkpoint)
+    path = path / "model.safetensors" if path.is_dir() else path
+    flow = mf.load(path)
+    if flow.builder != "tasks.dna.flow:build":
+        raise ValueError(f"{path} is no sequence flow (it was built by {flow.builder})")
+    return flow, DnaConfig(**(flow.config or {}))
+
+
+def class_number(config: DnaConfig, label: str | None, count: int) -> Tensor | None:
+    """The condition for ``count`` samples of a class.
+
+    Raises:
+        ValueError: the flow knows no such class; says which it knows.
+    """
+    if label is None:
+        return None
+    if label not in config.class_names:
+        known = ", ".join(config.class_names) or "none"
+        raise ValueError(f"this flow has no class {label!r}; its classes: {known}")
+    return torch.full((count,), config.class_names.index(label), dtype=torch.int64)
+
+
+def sampler(config: DnaConfig, temperature: float = 1.0) -> Any:
+    """The method of :meth:`manifoldflow.Flow.sample` that suits a representation.
+
+    Raises:
+        ValueError: a temperature for a representation that has none.
+    """
+    if config.representation in ("masking", "uniform"):
+        return mf.Jumps(temperature=temperature)
+    if temperature != 1:
+        raise ValueError(f"--temperature is for masking and uniform, not for {config.representation}")
+    return "midpoint"
+
+
+def source_of(checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint says of the data that it was trained on."""
+    path = Path(checkpoint)
+    metadata = read_metadata(path / "model.safetensors" if path.is_dir() else path)
+    return dict(metadata.get("facts", {}).get("source", {}))
+
+
+def _print_table(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("measure", "samples", "real test sequences")
+    for name, row in found.items():
+        table.add_row(name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    Console().print(table)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+__all__ = ["SequenceSet", "class_number", "evaluate", "load_flow", "sample", "sampler", "source_of", "train"]

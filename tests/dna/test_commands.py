@@ -1,0 +1,111 @@
+"""The commands from a file to judged samples, on generated sequences with a planted word."""
+
+import json
+
+import pytest
+import torch
+
+from manifoldflow.cli import main
+from manifoldflow.training import TrainConfig
+from tasks.dna.alphabet import decode, encode, reverse_complement
+from tasks.dna.commands import evaluate, sample, train
+from tasks.dna.flow import DnaConfig
+from tasks.dna.reading import read_sequences, write_fasta
+from tasks.dna.splits import split
+
+WORDS = {"gc": "GGCGCC", "at": "TATAAT"}
+SHORT = TrainConfig(
+    max_steps=60, warmup_steps=5, learning_rate=5e-3, validate_every=30, checkpoint_every=30, ema=0.9, progress=False
+)
+SMALL = DnaConfig(width=16, kernel=5)
+
+
+def planted(path, count=300, length=24):
+    """Random letters with the word of the class in the middle."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(4, (count, length), generator=generator)
+    names = []
+    for row in range(count):
+        kind = ("gc", "at")[row % 2]
+        tokens[row, 9:15] = encode([WORDS[kind]])[0][0]
+        names.append(f"s{row} label={kind}")
+    return write_fasta(path, tokens, names=names)
+
+
+@pytest.mark.parametrize("representation", ["masking", "dirichlet"])
+def test_from_a_file_to_judged_samples(tmp_path, capsys, representation):
+    data = planted(tmp_path / "set.fasta")
+    run = tmp_path / "run"
+    config = DnaConfig(representation=representation, width=16, kernel=5)
+    train(str(data), out=str(run), model=config, training=SHORT, batch_size=64)
+    assert (run / "metrics.csv").exists() and (run / "loss.png").exists()
+    made = tmp_path / "made.fasta"
+    sample(str(run), num=40, out=str(made), label="gc", guidance=1.5, steps=10, seed=3)
+    drawn = read_sequences(made)
+    assert len(drawn) == 40 and drawn.classes == ("gc",) and drawn.tokens.shape[1] == 24
+    again = tmp_path / "again.fasta"
+    sample(str(run), num=40, out=str(again), label="gc", guidance=1.5, steps=10, seed=3)
+    assert made.read_text() == again.read_text()
+    evaluate(str(made), str(data), classifier_steps=100, out=str(tmp_path / "scores.json"))
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["classifier right"]["real"] > 0.9
+    assert 0 <= scores["6-mer Jensen-Shannon (nats)"]["samples"] <= 0.7
+    assert "measure" in capsys.readouterr().out
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    data = planted(tmp_path / "set.fasta", 60)
+    run = str(tmp_path / "run")
+    half = TrainConfig(max_steps=10, warmup_steps=2, validate_every=10, checkpoint_every=10, progress=False)
+    train(str(data), out=run, model=SMALL, training=half, batch_size=8)
+    with pytest.raises(FileExistsError):
+        train(str(data), out=run, model=SMALL, training=half, batch_size=8)
+    more = TrainConfig(max_steps=20, warmup_steps=2, validate_every=10, checkpoint_every=10, progress=False)
+    train(str(data), out=run, model=SMALL, training=more, batch_size=8, resume=True)
+    assert (tmp_path / "run" / "metrics.csv").read_text().splitlines()[-1].startswith("20,")
+
+
+def test_splits_keep_strands_together():
+    generator = torch.Generator().manual_seed(0)
+    from tasks.dna.reading import SequenceSet
+
+    tokens = torch.randint(4, (200, 12), generator=generator)
+    tokens[100:150] = tokens[:50]
+    tokens[150:] = reverse_complement(tokens[50:100])
+    data = SequenceSet([str(i) for i in range(200)], tokens, torch.ones_like(tokens, dtype=torch.bool), None, (), 0)
+    parts = split(data, 1)
+    assert sorted(torch.cat(list(parts)).tolist()) == list(range(200))
+    side = torch.empty(200, dtype=torch.int64)
+    for number, part in enumerate(parts):
+        side[part] = number
+    assert (side[:50] == side[100:150]).all() and (side[50:100] == side[150:]).all()
+    assert (split(data, 1).train == parts.train).all() and not torch.equal(split(data, 2).train, parts.train)
+    assert abs(len(parts.train) / 200 - 0.8) < 0.06
+    assert decode(data.rows(parts.val).tokens)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--label", "xx"], "no class 'xx'; its classes: at, gc"),
+        (["--num", "0"], "at least 1"),
+        (["--guidance", "2"], "give --label too"),
+        (["--length", "99"], "between 1 and 24"),
+    ],
+)
+def test_mistakes_are_named(tmp_path_factory, capsys, words, message):
+    folder = tmp_path_factory.getbasetemp() / "one_run"
+    if not folder.exists():
+        data = planted(tmp_path_factory.getbasetemp() / "one.fasta", 40)
+        tiny = TrainConfig(max_steps=2, warmup_steps=1, validate_every=2, checkpoint_every=2, progress=False)
+        train(str(data), out=str(folder), model=SMALL, training=tiny, batch_size=8)
+    assert main(["sample", "dna", "--checkpoint", str(folder), *words]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_files_that_are_no_data(tmp_path, capsys):
+    assert main(["train", "dna", "--data", str(tmp_path / "none.fa")]) != 0
+    assert "no file" in capsys.readouterr().err
+    (tmp_path / "few.fa").write_text(">a\nACGT\n>b\nACGA\n")
+    assert main(["train", "dna", "--data", str(tmp_path / "few.fa")]) != 0
+    assert "too few to split" in capsys.readouterr().err
