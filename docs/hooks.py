@@ -9,6 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {
     "proteins.md": "tasks/proteins/README.md",
     "densities.md": "tasks/densities/README.md",
+    "dna.md": "tasks/dna/README.md",
     "benchmarks.md": "benchmarks/README.md",
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")

@@ -14,7 +14,7 @@ from manifoldflow import cli
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 TASK = ROOT / "tasks" / "proteins"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), TASK / "README.md"]
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "tasks").glob("*/README.md"))]
 FENCE = re.compile(
     r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
