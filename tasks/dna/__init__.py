@@ -5,6 +5,7 @@ from typing import Any
 
 from tasks.dna.alphabet import decode, encode, reverse_complement
 from tasks.dna.commands import evaluate, load_flow, sample, train
+from tasks.dna.designer import Design, SequenceDesigner
 from tasks.dna.flow import DnaConfig, build, sample_tokens
 from tasks.dna.model import ConvNet, Transformer
 from tasks.dna.motifs import Motif, read_motifs
@@ -22,8 +23,10 @@ __all__ = [
     "COMMANDS",
     "EXAMPLES",
     "ConvNet",
+    "Design",
     "DnaConfig",
     "Motif",
+    "SequenceDesigner",
     "SequenceSet",
     "Transformer",
     "build",
