@@ -99,7 +99,7 @@ def test_installed_wheel_imports_outside_the_checkout(site: Path) -> None:
 def test_installed_command_line_finds_the_task_outside_the_checkout(site: Path) -> None:
     text = outside(site, "-m", "manifoldflow.cli", "--help")
     assert "usage: manifoldflow VERB TASK" in text
-    assert "tasks: densities, proteins" in text
+    assert "tasks: densities, dna, proteins" in text
 
 
 @needs_hatchling
