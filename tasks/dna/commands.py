@@ -46,7 +46,8 @@ def train(
     """Train a sequence flow on a FASTA, CSV or TSV file, or on a shared set.
 
     Args:
-        data: a file, or a shared set by name: ctcf_pu1, promoters, tata_promoters, ecoli, enhancers.
+        data: a file, a shared set by name (ctcf_pu1, promoters, tata_promoters, ecoli, enhancers), or planted, which is
+            generated and part of this package.
         out: folder of the run; `runs/dna/NAME` by default.
         species: keep only these rows, where a table has a column `species`.
         unknown: what to do with sequences that hold codes for several letters, such as N.

@@ -58,14 +58,18 @@ class SequenceSet:
 def load_set(
     name: str, *, unknown: Unknown = "drop", species: str | None = None, data_folder: str | Path | None = None
 ) -> SequenceSet:
-    """A shared set by name, or a file.
+    """A shared set by name, the embedded one, or a file.
 
     Args:
-        name: one of :data:`SHARED`, or the path of a FASTA, CSV or TSV file.
+        name: one of :data:`SHARED`, "planted" (generated, part of this package), or the path of a FASTA, CSV or TSV file.
         unknown: as for :func:`tasks.dna.alphabet.encode`.
         species: keep only these rows, where the set has a column ``species``.
         data_folder: folder with ``dna/``; see :func:`tasks.shared_data.find_shared`.
     """
+    if name == "planted":
+        from tasks.dna.planted import load_planted
+
+        return load_planted()
     path = find_shared(f"dna/{SHARED[name]}", data_folder) if name in SHARED else name
     return read_sequences(path, unknown=unknown, species=species)
 
