@@ -25,6 +25,9 @@ P_VALUE = 1e-4
 NOVELTY_ROWS = 500
 """Sequences whose nearest training sequence is looked for."""
 
+FEATURE_ROWS = 4000
+"""Training sequences, drawn at random, whose classifier features are the mark of the Frechet distance."""
+
 
 def compare_sets(
     made: SequenceSet, real: SequenceSet, parts: Split, motifs: list[Motif], *, classifier_steps: int = 1000
@@ -70,8 +73,11 @@ def compare_sets(
         numbers = _same_classes(made, real)
         right = accuracy(net, made.tokens, numbers) if numbers is not None else float("nan")
         found["classifier right"] = _pair(right, accuracy(net, test.tokens, test.labels))
+        mixed = train.rows(
+            torch.randperm(len(train), generator=generator)[:FEATURE_ROWS]
+        )  # files list class after class
         with torch.no_grad():
-            features = [net.features(s.tokens) for s in (made, test, train.rows(torch.arange(min(len(train), 4000))))]
+            features = [net.features(s.tokens) for s in (made, test, mixed)]
         found["Frechet distance"] = _pair(*(frechet_distance(f, features[2]) for f in features[:2]))
     return found
 

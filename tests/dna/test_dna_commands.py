@@ -9,8 +9,9 @@ from manifoldflow.cli import main
 from manifoldflow.training import TrainConfig
 from tasks.dna.alphabet import decode, encode, reverse_complement
 from tasks.dna.commands import evaluate, sample, train
+from tasks.dna.evaluation import compare_sets
 from tasks.dna.flow import DnaConfig
-from tasks.dna.reading import read_sequences, write_fasta
+from tasks.dna.reading import load_set, read_sequences, write_fasta
 from tasks.dna.splits import split
 
 WORDS = {"gc": "GGCGCC", "at": "TATAAT"}
@@ -51,6 +52,19 @@ def test_from_a_file_to_judged_samples(tmp_path, capsys, representation):
     assert scores["classifier right"]["real"] > 0.9
     assert 0 <= scores["6-mer Jensen-Shannon (nats)"]["samples"] <= 0.7
     assert "measure" in capsys.readouterr().out
+
+
+def test_real_sequences_in_any_order_are_near_themselves():
+    """Files list class after class; the mark of the Frechet distance must not be the first class alone."""
+    data = load_set("planted")
+    order = data.labels.argsort(stable=True)
+    data = data.rows(order)
+    parts = split(data)
+    found = compare_sets(data.rows(parts.val), data, parts, [], classifier_steps=60)
+    test = data.rows(parts.test)
+    one_class = compare_sets(test.rows((test.labels == 0).nonzero().squeeze(1)), data, parts, [], classifier_steps=60)
+    assert found["Frechet distance"]["samples"] < 0.2 * one_class["Frechet distance"]["samples"]
+    assert found["Frechet distance"]["real"] < 0.2 * one_class["Frechet distance"]["samples"]
 
 
 def test_a_stopped_run_goes_on(tmp_path):
