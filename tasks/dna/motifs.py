@@ -1,7 +1,9 @@
 """Position weight matrices: reading, scanning with all of them at once, thresholds, and sites of a pattern."""
 
 import gzip
+import math
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +34,10 @@ class Motif:
     counts: tuple[tuple[float, float, float, float], ...]
 
     def __post_init__(self) -> None:
-        if not self.counts or any(len(row) != 4 or min(row) < 0 or sum(row) <= 0 for row in self.counts):
+        # "not >= 0" instead of "< 0": it holds for NaN too.
+        if not self.counts or any(
+            len(row) != 4 or not all(v >= 0 for v in row) or not 0 < sum(row) < math.inf for row in self.counts
+        ):
             raise ValueError(f"motif {self.identifier} {self.name}: every place needs four counts, not all of them 0")
 
     def __len__(self) -> int:
@@ -44,7 +49,15 @@ class Motif:
         return table / table.sum(-1, keepdim=True)
 
     def log_odds(self, pseudocount: float = 0.5, background: Sequence[float] = (0.25,) * 4) -> Tensor:
-        """:math:`\\log_2 (p / b)`, ``(W, 4)`` in bits and float64."""
+        """:math:`\\log_2 (p / b)`, ``(W, 4)`` in bits and float64.
+
+        Raises:
+            ValueError: a letter of probability 0, whose score would be minus infinity.
+        """
+        if pseudocount < 0 or (pseudocount == 0 and min(map(min, self.counts)) == 0):
+            raise ValueError(f"motif {self.identifier} has counts of 0: pseudocount must be above 0, got {pseudocount}")
+        if len(background) != 4 or min(background) <= 0 or abs(sum(background) - 1) > 1e-6:
+            raise ValueError(f"background must be four frequencies above 0 of sum 1, got {tuple(background)}")
         return torch.log2(self.probabilities(pseudocount) / torch.tensor(background, dtype=torch.float64))
 
     def reverse_complement(self) -> "Motif":
@@ -60,21 +73,30 @@ def read_motifs(path: str | Path) -> list[Motif]:
         ValueError: none of the formats, or no motifs in it.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     raw = path.read_bytes()
-    text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
-    if text.lstrip().startswith("MEME"):
-        found = _read_meme(text)
-    elif re.search(r"^P[O0]\s", text, re.MULTILINE):
-        found = _read_transfac(text)
-    elif text.lstrip().startswith(">"):
-        found = _read_jaspar(text)
-    else:
-        raise ValueError(f"{path} is no JASPAR, MEME or TRANSFAC file")
+    try:
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is neither text nor a whole gzip file: {error}") from None
+    try:
+        found = _parse(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if not found:
         raise ValueError(f"{path} holds no motifs")
     return found
+
+
+def _parse(text: str) -> list[Motif]:
+    if re.search(r"^MEME\s", text, re.MULTILINE):  # the output of the program begins with a line of asterisks
+        return _read_meme(text)
+    if re.search(r"^P[O0]\s", text, re.MULTILINE):
+        return _read_transfac(text)
+    if text.lstrip().startswith(">"):
+        return _read_jaspar(text)
+    raise ValueError("no JASPAR, MEME or TRANSFAC file")
 
 
 def _numbers(line: str) -> list[float]:
@@ -90,7 +112,12 @@ def _read_jaspar(text: str) -> list[Motif]:
         for order, row in enumerate(line for line in rows if line.strip()):
             letter = row.strip()[0].upper()
             known = letter in LETTERS
+            if not known and order > 3:
+                raise ValueError(f"JASPAR motif {identifier} has more than four rows of counts")
             table[letter if known else LETTERS[order]] = _numbers(row.strip()[1:] if known else row)
+        if set(table) != set(LETTERS) or len({len(row) for row in table.values()}) != 1:
+            have = ", ".join(f"{c} {len(row)}" for c, row in table.items()) or "none"
+            raise ValueError(f"JASPAR motif {identifier} needs rows A, C, G, T of one length; it has {have}")
         made.append(_motif(name.strip() or identifier, identifier, zip(*(table[c] for c in LETTERS), strict=True)))
     return made
 
@@ -105,6 +132,9 @@ def _read_meme(text: str) -> list[Motif]:
         sites = re.search(r"nsites\s*=\s*(\d+)", record)
         count = float(sites.group(1)) if sites and float(sites.group(1)) > 0 else 20.0
         rows = [[count * v for v in _numbers(line)] for line in matrix.group(1).strip().split("\n")]
+        width = re.search(r"\bw\s*=\s*(\d+)", record)
+        if width and int(width.group(1)) != len(rows):
+            raise ValueError(f"MEME motif {words[0]} says w= {width.group(1)} and has {len(rows)} rows")
         made.append(_motif(words[1] if len(words) > 1 else words[0], words[0], rows))
     return made
 
@@ -115,6 +145,13 @@ def _read_transfac(text: str) -> list[Motif]:
         rows = [_numbers(line.split(maxsplit=1)[1])[:4] for line in record.split("\n") if re.match(r"\d+\s", line)]
         if not rows:
             continue
+        head = re.search(r"^P[O0]\s+(.*)$", record, re.MULTILINE)
+        order = head.group(1).upper().split()[:4] if head else list(LETTERS)
+        if sorted(order) != sorted(LETTERS):
+            raise ValueError(f"TRANSFAC matrix with the columns {' '.join(order)}, expected A, C, G and T")
+        if short := [i for i, row in enumerate(rows) if len(row) < 4]:
+            raise ValueError(f"TRANSFAC matrix whose row {short[0] + 1} has fewer than four counts")
+        rows = [[row[order.index(letter)] for letter in LETTERS] for row in rows]
         field = {key: value for key, value in re.findall(r"^(AC|ID|NA)\s+(\S.*?)\s*$", record, re.MULTILINE)}
         identifier = field.get("AC", field.get("ID", ""))
         made.append(_motif(field.get("ID", identifier), identifier, rows))
@@ -154,7 +191,13 @@ class Hits(NamedTuple):
 
 
 def kernels(motifs: Sequence[Motif], *, pseudocount: float = 0.5, background: Sequence[float] = (0.25,) * 4) -> Tensor:
-    """Log-odds of all motifs ``(M, 4, W)`` in float32, short ones padded with 0 at the end."""
+    """Log-odds of all motifs ``(M, 4, W)`` in float32, short ones padded with 0 at the end.
+
+    Raises:
+        ValueError: no motifs.
+    """
+    if not motifs:
+        raise ValueError("a scan needs at least one motif, got none")
     width = max(map(len, motifs))
     made = torch.zeros(len(motifs), 4, width)
     for row, motif in zip(made, motifs, strict=True):
@@ -214,6 +257,11 @@ def best_hits(
         pseudocount, background: of the log-odds.
         cells: bound on memory.
     """
+    if not motifs or tokens.shape[1] == 0:
+        raise ValueError(f"nothing to scan: {len(motifs)} motifs, sequences of {tokens.shape[1]} letters")
+    if len(tokens) == 0:
+        none = torch.zeros(0, len(motifs), dtype=torch.int64, device=tokens.device)
+        return Hits(none.float(), none, none.bool())
     strands = [list(motifs)] + ([[m.reverse_complement() for m in motifs]] if both_strands else [])
     swapped = (background[3], background[2], background[1], background[0])
     size = max(1, cells // (len(motifs) * tokens.shape[1]))
@@ -245,7 +293,8 @@ def threshold(
     """The score in bits that a random site of background letters reaches with probability at most ``p_value``.
 
     By the exact law of the score, rounded to ``1 / bins_per_bit`` a place: the convolution of the laws of the places (Touzet &
-    Varre 2007).
+    Varre 2007). Rounding moves the score of a site by at most W / 2 bins, which is added, so that ``p_value`` is never exceeded.
+    The chance is that of one place on one strand.
 
     Raises:
         ValueError: ``p_value`` is not between 0 and 1.
@@ -263,7 +312,8 @@ def threshold(
         law = longer
     tail = law[::-1].cumsum()[::-1]  # chance of at least this score
     first = int(np.argmax(tail <= p_value * (1 + 1e-9))) if tail[-1] <= p_value else len(tail)
-    return float(first + low.sum()) / bins_per_bit
+    # Sites that must not pass have a rounded score of at most first - 1, and a score of at most W / 2 more.
+    return float(first - 1 + low.sum() + (len(table) + 1) / 2) / bins_per_bit
 
 
 def hit_rate(
@@ -273,11 +323,13 @@ def hit_rate(
     return float((best_hits(tokens, [motif], mask=mask, both_strands=both_strands).score[:, 0] >= least).float().mean())
 
 
-def position_profile(tokens: Tensor, motif: Motif, least: float, *, both_strands: bool = False) -> Tensor:
+def position_profile(
+    tokens: Tensor, motif: Motif, least: float, *, mask: Tensor | None = None, both_strands: bool = False
+) -> Tensor:
     """Share of the sequences with a site of at least ``least`` bits at every start, ``(L,)``."""
-    score = score_all(tokens, [motif])[:, 0]
+    score = score_all(tokens, [motif], mask=mask)[:, 0]
     if both_strands:
-        score = score.maximum(score_all(tokens, [motif.reverse_complement()])[:, 0])
+        score = score.maximum(score_all(tokens, [motif.reverse_complement()], mask=mask)[:, 0])
     return (score >= least).float().mean(0)
 
 

@@ -4,6 +4,9 @@ import csv
 import gzip
 import io
 import re
+import warnings
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,8 +73,11 @@ def load_set(
         from tasks.dna.planted import load_planted
 
         return load_planted()
-    path = find_shared(f"dna/{SHARED[name]}", data_folder) if name in SHARED else name
-    return read_sequences(path, unknown=unknown, species=species)
+    if name in SHARED:
+        return read_sequences(find_shared(f"dna/{SHARED[name]}", data_folder), unknown=unknown, species=species)
+    if not Path(name).exists():
+        raise FileNotFoundError(f"no set and no file {name!r}; the sets are {', '.join(SHARED)}, planted")
+    return read_sequences(name, unknown=unknown, species=species)
 
 
 def read_sequences(
@@ -97,18 +103,26 @@ def read_sequences(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no sequences, no such column, or a letter that is no code; says where.
+        ValueError: columns asked of a FASTA file, no sequences, no such column, or a letter that is no code; says where.
     """
     path = Path(path)
     text = _text_of(path)
     if not text.strip():
         raise ValueError(f"{path} is empty")
     if text.lstrip().startswith(">"):
+        for option, value in (("column", column), ("label_column", label_column), ("species", species)):
+            if value is not None:
+                raise ValueError(f"{path} is FASTA, which has no columns; leave {option}={value!r} out")
         names, sequences, labels = _read_fasta(path, text)
     else:
-        names, sequences, labels = _read_table(path, text, column, label_column, species)
+        try:
+            names, sequences, labels = _read_table(path, text, column, label_column, species)
+        except csv.Error as error:
+            raise ValueError(f"{path} is no whole table: {error}; long sequences are better kept as FASTA") from None
     if not sequences:
         raise ValueError(f"{path} holds no sequences")
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        warnings.warn(f"{path}: {len(repeated)} names occur more than once, first {repeated[0]!r}", stacklevel=2)
     try:
         tokens, mask, kept = encode(sequences, unknown=unknown, generator=torch.Generator().manual_seed(seed))
     except ValueError as error:
@@ -127,13 +141,13 @@ def read_sequences(
 
 
 def _text_of(path: Path) -> str:
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     raw = path.read_bytes()
     try:
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         return raw.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is neither text nor a whole gzip file: {error}") from None
 
 
@@ -198,11 +212,21 @@ def _read_table(
 def write_fasta(
     path: str | Path, tokens: Tensor, *, mask: Tensor | None = None, names: Sequence[str] | None = None
 ) -> Path:
-    """Write tokens ``(B, L)`` as FASTA; the file appears when it is complete."""
+    """Write tokens ``(B, L)`` as FASTA; the file appears when it is complete.
+
+    Raises:
+        ValueError: a name that is empty or spans lines, an empty sequence, or as many names as there are not sequences.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     sequences = decode(tokens, mask)
     titles = names if names is not None else [f"sample_{i:05d}" for i in range(len(sequences))]
+    if len(titles) != len(sequences):
+        raise ValueError(f"{len(titles)} names for {len(sequences)} sequences")
+    if bad := [title for title in titles if not title.strip() or len(title.splitlines()) != 1]:
+        raise ValueError(f"a name in FASTA is one line that is not empty, got {bad[0]!r}")
+    if "" in sequences:
+        raise ValueError(f"sequence {sequences.index('')} is empty")
     fresh = path.with_name(f".{path.name}.new")
     try:
         fresh.write_text("".join(f">{title}\n{letters}\n" for title, letters in zip(titles, sequences, strict=True)))

@@ -19,6 +19,7 @@ from tasks.dna.metrics import (
     jensen_shannon,
     kmer_spectrum,
     nearest_distance,
+    nearest_edit_distance,
     novelty,
 )
 
@@ -74,10 +75,30 @@ def test_nearest_reference():
     assert float(novelty(shifted, b)) <= 2 / 20 + 1e-6
 
 
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 100, 130])
+def test_the_nearest_edit_distance_is_that_of_the_table(length):
+    a, b = random_sequences(4, length, 0), random_sequences(9, length + 3, 1)
+    b[3, : length - length // 3] = a[
+        0, length // 3 :
+    ]  # a long shift, which costs many letters in place and few as edits
+    lengths, known = torch.tensor([length, max(1, length - 5), 1, length]), torch.arange(3, 12).clamp_max(length + 3)
+    mask = torch.arange(length) < lengths[:, None]
+    known_mask = torch.arange(length + 3) < known.flip(0)[:, None]
+    truth = torch.tensor([[levenshtein(x, y) for y in decode(b, known_mask)] for x in decode(a, mask)])
+    distance, row = nearest_edit_distance(a, b, mask=mask, reference_mask=known_mask, cells=20)
+    assert distance.tolist() == truth.amin(1).tolist()
+    assert truth.gather(1, row[:, None])[:, 0].tolist() == distance.tolist()
+    full = torch.tensor([[levenshtein(x, y) for y in decode(b)] for x in decode(a)])
+    assert nearest_edit_distance(a, b)[0].tolist() == full.amin(1).tolist()
+    assert (novelty(a, b) * length >= nearest_edit_distance(a, b)[0] - 1e-4).all() if length > 4 else True
+
+
 def test_gc_and_diversity():
     tokens, mask, _ = encode(["GGCC", "AT", "GA"])
     assert gc_content(tokens, mask).tolist() == [1.0, 0.0, 0.5]
     assert diversity(torch.zeros(5, 9, dtype=torch.int64)) == 0
+    two = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 1]])
+    assert diversity(two) == 0.75  # a sequence is never compared with itself
     assert abs(diversity(random_sequences(500, 50), generator=torch.Generator().manual_seed(0)) - 0.75) < 0.01
 
 
@@ -92,6 +113,8 @@ def test_frechet_distance_is_the_formula():
     truth = float((a.mean(0) - b.mean(0)).square().sum()) + np.trace(s + t - 2 * scipy.linalg.sqrtm(s @ t).real)
     assert abs(frechet_distance(a, b) - truth) < 1e-8 * truth
     assert frechet_distance(a, a) < 1e-9
+    with pytest.warns(UserWarning, match="5 rows of 6 features"):
+        frechet_distance(a[:5], b)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +123,8 @@ def test_frechet_distance_is_the_formula():
         (lambda: kmer_spectrum(random_sequences(2, 5), 6), "between 1 and the length"),
         (lambda: diversity(random_sequences(1, 5)), "at least two"),
         (lambda: nearest_distance(random_sequences(2, 5), random_sequences(2, 6)), "place by place"),
+        (lambda: nearest_edit_distance(random_sequences(2, 5), random_sequences(0, 5)), "no reference"),
+        (lambda: frechet_distance(torch.randn(9, 3), torch.randn(9, 4)), "one D"),
         (lambda: frechet_distance(torch.randn(1, 3), torch.randn(5, 3)), "at least two rows"),
         (lambda: frechet_distance(torch.full((4, 3), torch.nan), torch.randn(5, 3)), "NaN"),
     ],

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode, reverse_complement
-from tasks.dna.reading import load_set, read_sequences, write_fasta
+from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from tasks.dna.splits import split
 from tests.conftest import needs_shared_data
 
 
@@ -88,11 +89,65 @@ def test_bad_files_are_named(tmp_path, content, words):
         read_sequences(path)
 
 
+def test_only_rows_of_a_species_are_kept(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("species,seq\nmouse,ACG\nyeast,TTT\nmouse,GGG\n")
+    made = read_sequences(path, species="mouse")
+    assert decode(made.tokens, made.mask) == ["ACG", "GGG"]
+
+
+def test_names_that_occur_twice_are_warned_of(tmp_path):
+    (tmp_path / "a.fa").write_text(">a\nACG\n>a\nTTT\n")
+    with pytest.warns(UserWarning, match="1 names occur more than once, first 'a'"):
+        assert len(read_sequences(tmp_path / "a.fa")) == 2
+
+
+def test_what_cannot_be_meant_is_refused(tmp_path):
+    path = tmp_path / "a.fa"
+    path.write_text(">a\nACG\n")
+    with pytest.raises(ValueError, match="is FASTA, which has no columns; leave species='mouse'"):
+        read_sequences(path, species="mouse")
+    with pytest.raises(FileNotFoundError, match="the sets are ctcf_pu1"):
+        load_set("ctcf-pu1")
+    (tmp_path / "a.csv").write_text(f"id,seq\na,{'A' * 140_000}\n")
+    with pytest.raises(ValueError, match=r"a\.csv is no whole table"):
+        read_sequences(tmp_path / "a.csv")
+    one = torch.zeros(1, 4, dtype=torch.int64)
+    for name in ("a\n>b", ""):
+        with pytest.raises(ValueError, match="one line"):
+            write_fasta(tmp_path / "b.fa", one, names=[name])
+    with pytest.raises(ValueError, match="2 names for 1"):
+        write_fasta(tmp_path / "b.fa", one, names=["a", "b"])
+    with pytest.raises(ValueError, match="sequence 0 is empty"):
+        write_fasta(tmp_path / "b.fa", one, mask=torch.zeros(1, 4, dtype=torch.bool))
+    assert not (tmp_path / "b.fa").exists()
+
+
+def test_a_sequence_and_its_other_strand_are_on_one_side():
+    base = torch.randint(4, (300, 12), generator=torch.Generator().manual_seed(0))
+    tokens = torch.cat([base, reverse_complement(base), base[:100]])
+    data = SequenceSet([str(i) for i in range(700)], tokens, torch.ones_like(tokens, dtype=torch.bool), None, (), 0)
+    parts = split(data, seed=3)
+    assert torch.cat(parts).sort().values.tolist() == list(range(700))
+    side = torch.empty(700, dtype=torch.int64)
+    for number, rows in enumerate(parts):
+        side[rows] = number
+    assert (side[:300] == side[300:600]).all() and (side[:100] == side[600:]).all()
+    assert [round(len(p) / 70) for p in parts] == [8, 1, 1]
+    assert all((a == b).all() for a, b in zip(parts, split(data, seed=3), strict=True))
+    assert len(split(data, seed=4).train) != len(parts.train) or (split(data, seed=4).train != parts.train).any()
+
+
 def test_a_missing_or_broken_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         read_sequences(tmp_path / "none.fa")
     path = tmp_path / "half.fa.gz"
     path.write_bytes(gzip.compress(b">a\nACGT\n" * 1000)[:40])
+    with pytest.raises(ValueError, match="whole gzip"):
+        read_sequences(path)
+    packed = bytearray(gzip.compress(b">a\nACGTTTGCA\n" * 500))
+    packed[20:40] = b"\xff" * 20
+    path.write_bytes(packed)
     with pytest.raises(ValueError, match="whole gzip"):
         read_sequences(path)
 

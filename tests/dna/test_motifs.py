@@ -1,5 +1,6 @@
 """Motifs against Biopython, enumeration and real peaks."""
 
+import gzip
 import itertools
 import re
 
@@ -70,6 +71,42 @@ def test_thresholds_are_those_of_enumeration():
         assert float(chance[score >= below - 1e-6].sum()) > p * 0.98
 
 
+@pytest.mark.parametrize("p", [1e-2, 1e-3, 1e-4])
+def test_no_threshold_lets_more_through_than_asked(p):
+    generator = torch.Generator().manual_seed(1)
+    every = torch.cartesian_prod(*[torch.arange(4)] * 8)
+    for number in range(40):
+        counts = torch.randint(0, 60, (8, 4), generator=generator)
+        motif = Motif(f"m{number}", f"M{number}", tuple(tuple(r) for r in counts.tolist()))
+        score = motif.log_odds()[torch.arange(8), every].sum(-1)
+        share = float((score >= threshold(motif, p)).double().mean())
+        ladder = score.sort(descending=True).values
+        # within the rounding of one place, no less than that either
+        nearly = float((score >= ladder[int(p * len(score))] + 0.01).double().mean())
+        assert nearly <= share <= p, (number, share)
+
+
+def test_thresholds_are_biopythons():
+    motifs = pytest.importorskip("Bio.motifs")
+    from Bio.motifs.thresholds import ScoreDistribution
+
+    for motif in some_motifs()[1:]:
+        counts = {letter: [row[i] for row in motif.counts] for i, letter in enumerate("ACGT")}
+        table = motifs.Motif(counts=counts).counts.normalize(pseudocounts=0.5).log_odds()
+        law = ScoreDistribution(pssm=table, background=dict.fromkeys("ACGT", 0.25), precision=10**3)
+        for p in (1e-2, 1e-3):
+            assert abs(threshold(motif, p) - law.threshold_fpr(p)) < 0.05
+
+
+def test_profiles_know_strands_and_padding():
+    motif = Motif("a", "A", ((9.0, 0.0, 0.0, 0.0),) * 4)
+    tokens, mask, _ = encode(["CCAAAACCCC", "CC", "CCCCCTTTTC"])
+    profile = position_profile(tokens, motif, 5.0, mask=mask)
+    assert profile.nonzero().flatten().tolist() == [2]  # padding is stored as A
+    both = position_profile(tokens, motif, 5.0, mask=mask, both_strands=True)
+    assert both.nonzero().flatten().tolist() == [2, 5]
+
+
 def test_padding_hides_no_site_and_makes_none():
     tokens, mask, _ = encode(["ACGTACGTAC", "TTTTT", "GG"])
     scores = best_hits(tokens, some_motifs(), mask=mask)
@@ -136,9 +173,50 @@ def test_mistakes_are_named(tmp_path):
         threshold(some_motifs()[0], 0.0)
     with pytest.raises(ValueError, match="no letter"):
         find_sites(random_sequences(1, 5), "GAX")
+    with pytest.raises(ValueError, match="four counts"):
+        Motif("a", "b", ((float("nan"), 1.0, 1.0, 1.0),))
+    with pytest.raises(ValueError, match="pseudocount must be above 0"):
+        score_all(random_sequences(1, 5), [Motif("a", "b", ((1.0, 0.0, 0.0, 0.0),))], pseudocount=0.0)
+    with pytest.raises(ValueError, match="of sum 1"):
+        threshold(some_motifs()[0], 1e-2, background=(1.0, 1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="0 motifs"):
+        best_hits(random_sequences(2, 5), [])
+    assert best_hits(random_sequences(0, 5), some_motifs()).score.shape == (0, 3)
     (tmp_path / "x").write_text("hello")
     with pytest.raises(ValueError, match="no JASPAR"):
         read_motifs(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (">M1 x\nA 1 2\nC 1 2\nG 1 2\n", "rows A, C, G, T of one length"),
+        (">M1 x\nA 1 2\nC 1 2\nG 1 2\nT 1\n", "T 1"),
+        ("MEME version 4\nMOTIF A b\nletter-probability matrix: w= 3\n0.1 0.2 0.3 0.4\n", "says w= 3 and has 1"),
+        ("AC M1\nP0 A C G N\n01 1 2 3 4\n//\n", "columns A C G N"),
+        ("AC M1\nP0 A C G T\n01 1 2 3\n//\n", "row 1 has fewer"),
+    ],
+)
+def test_bad_motif_files_are_named(tmp_path, content, words):
+    (tmp_path / "bad").write_text(content)
+    with pytest.raises(ValueError, match=f"bad: .*{words}"):
+        read_motifs(tmp_path / "bad")
+
+
+def test_letters_of_a_matrix_may_come_in_any_order_and_meme_with_its_title(tmp_path):
+    (tmp_path / "a").write_text("AC M1\nID x\nP0 T C A G\n01 4 2 1 3\n//\n")
+    assert read_motifs(tmp_path / "a")[0].counts == ((1.0, 2.0, 3.0, 4.0),)
+    body = "MEME version 5\nMOTIF A b\nletter-probability matrix: alength= 4 w= 1 nsites= 10\n 0.1 0.2 0.3 0.4\n"
+    (tmp_path / "b").write_text(f"****\nMEME - Motif discovery tool\n****\n{body}")
+    assert read_motifs(tmp_path / "b")[0].counts == ((1.0, 2.0, 3.0, 4.0),)
+
+
+def test_a_broken_gzip_of_motifs_is_named(tmp_path):
+    packed = bytearray(gzip.compress(b">M1 x\nA 1\nC 1\nG 1\nT 1\n" * 500))
+    packed[20:40] = b"\xff" * 20
+    (tmp_path / "x.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match="whole gzip"):
+        read_motifs(tmp_path / "x.gz")
 
 
 @needs_shared_data
