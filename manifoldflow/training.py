@@ -45,6 +45,8 @@ class TrainConfig:
         gradient_clip: bound on the norm of the gradient.
         ema: decay of the averaged weights, which are the ones validated and saved; it warms up as (1 + n) / (10 + n).
         precision: a Lightning precision, or "auto": bf16-mixed on GPUs that have it, else float32.
+        compile: train the network through ``torch.compile``: about a minute more to start, then quicker steps (with
+            bf16-mixed twice as quick for the sequence networks, also on recent CPUs).
         validate_every, log_every, checkpoint_every: in steps.
         patience: stop after this many scores in a row without a better one; 0 for never. Only with ``score=``.
         seed: of everything; the draws of a step depend on the seed and the step alone, not on the number of processes.
@@ -64,6 +66,7 @@ class TrainConfig:
     gradient_clip: float = 1.0
     ema: float = 0.999
     precision: str = "auto"
+    compile: bool = False
     validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 500
@@ -139,6 +142,8 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     start_from = _usable(folder) if resume else None
     module = _FlowModule(flow, batches, validation, config, dict(facts or {}))
+    if config.compile:  # in place, so names of weights stay; the averaged copy, which is what is saved, stays as written
+        flow.model.compile()
     keeper = _Keeper(folder, config, score)
     limit = timedelta(minutes=config.max_minutes) if config.max_minutes > 0 else None
     trainer = pl.Trainer(

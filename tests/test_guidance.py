@@ -218,3 +218,33 @@ def test_mistakes_are_named(make, error, words):
 
 def test_the_reference_law_is_normalised():
     assert abs(float(law(mf.Tokens(4)).sum()) - 1) < 1e-12
+
+
+def test_another_layer_of_guidance_keeps_the_shift_of_the_rates_below_it():
+    flow, _ = exact_flow(CASES["masking"])
+    below = NoisyClassifier(flow, lambda x, t: x.sum(1).to(DOUBLE), chunk=10**6)
+    x, t = torch.tensor([[0, 1], [2, 2]]), torch.tensor(0.3, dtype=DOUBLE)
+    alone = below.rate_shift("x", x, t, None, None)
+    layered = Oracle(below, lambda p: p.sum((1, 2)))
+    assert torch.equal(layered.rate_shift("x", x, t, None, None), alone)
+    twice = NoisyClassifier(below, lambda x, t: x.sum(1).to(DOUBLE), chunk=10**6)
+    assert torch.allclose(twice.rate_shift("x", x, t, None, None), 2 * alone)
+
+
+def test_a_resampled_particle_is_shown_its_own_last_prediction():
+    seen = []
+
+    class Remembers(torch.nn.Module):
+        """Endpoint = the present point, so that a prediction tells which particle it belongs to."""
+
+        def forward(self, x, t, previous=None):
+            if previous is not None:
+                seen.append((previous - x).norm(dim=-1).max().item())
+            return x
+
+    space = mf.Euclidean(2)
+    flow = mf.Flow(space, Remembers(), predicts="endpoint", self_condition=0.5)
+    generator = torch.Generator().manual_seed(0)
+    Particles(flow, lambda x: x[..., 0], 5.0, count=8, resample_below=1.0).sample(4, steps=5, generator=generator)
+    # A particle whose endpoint is where it stands never moves, so its last prediction is where it stands still.
+    assert len(seen) == 4 and max(seen) < 1e-6

@@ -414,3 +414,12 @@ def test_temperature_and_top_p():
 def test_mistakes_are_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def test_logits_that_are_no_numbers_are_an_error_and_not_the_last_category():
+    logits = torch.zeros(3, 4)
+    logits[1, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN"):
+        draw_categorical(logits)
+    with pytest.raises(FloatingPointError, match="-inf"):
+        draw_categorical(torch.full((1, 4), -torch.inf))

@@ -568,3 +568,21 @@ def test_processes_that_use_different_parameters_do_not_wait_for_each_other(two_
     assert all(
         not torch.equal(after[key], before[key]) for key in before if key.endswith("weight")
     )  # both halves learnt
+
+
+def test_a_compiled_network_trains_like_the_eager_one_and_is_saved_under_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = fit(sphere_flow(), batches, config(max_steps=3), out=tmp_path / "eager")
+    # The tracing backend needs no C++ compiler, which machines that run the tests may lack.
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: real(self, backend="eager"))
+    flow = sphere_flow()
+    made = fit(flow, batches, config(max_steps=3, compile=True), out=tmp_path / "compiled")
+    assert flow.model._compiled_call_impl is not None
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+    assert (
+        load_file(tmp_path / "compiled/model.safetensors").keys()
+        == load_file(tmp_path / "eager/model.safetensors").keys()
+    )

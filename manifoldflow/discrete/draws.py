@@ -30,6 +30,9 @@ def draw_categorical(
 
     Returns:
         int64, ``(...)``; with ``at`` in its shape.
+
+    Raises:
+        FloatingPointError: NaN among the logits, or a row without any probability; on a CPU only, where looking costs nothing.
     """
     rows = logits.reshape(-1, logits.shape[-1])
     shape = logits.shape[:-1] if at is None else at.shape
@@ -47,6 +50,8 @@ def draw_categorical(
 def _draw(logits: Tensor, uniform: Tensor, temperature: float, top_p: float) -> Tensor:
     p = probabilities(logits, temperature, top_p, dtype=uniform.dtype)
     running = p.cumsum_(-1) if not p.requires_grad else p.cumsum(-1)
+    if running.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(running[:, -1].isfinite().all()):
+        raise FloatingPointError("draw_categorical: the logits hold NaN, +inf, or a row of -inf only")
     # Strictly below the total, else the clamp could return a last category of probability 0.
     threshold = uniform * running[:, -1:] * (1 - torch.finfo(uniform.dtype).eps)
     return torch.searchsorted(running, threshold, right=True).clamp_max_(logits.shape[-1] - 1).squeeze(-1)

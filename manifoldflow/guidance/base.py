@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from manifoldflow.flow import Flow
-from manifoldflow.state import like
+from manifoldflow.state import State, like
 
 
 class Guided(Flow):
@@ -30,7 +30,13 @@ class Guided(Flow):
             time_range=flow.time_range,
             time_warp=flow.time_warp,
         )
+        # In a tuple, so that the weights are not registered a second time: the model has them.
+        self._steered = (flow,)
         self.train(flow.training)
+
+    def rate_shift(self, name: str, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> Tensor | None:
+        """That of the flow that is steered, so that guidance of its rates survives another layer of guidance."""
+        return self._steered[0].rate_shift(name, x, t, mask, cond)
 
     def loss_parts(self, *_: Any, **__: Any) -> Any:
         """Not here.

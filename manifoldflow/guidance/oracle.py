@@ -109,8 +109,14 @@ class NoisyClassifier(Guided):
         self.log_p, self.scale, self.method, self.chunk = log_p, scale, method, chunk
 
     def rate_shift(self, name: str, x: State, t: Tensor, mask: Tensor | None, cond: Any) -> Tensor | None:
+        below = super().rate_shift(name, x, t, mask, cond)
         if name != self.name:
-            return None
+            return below
+        own = self.scale * self._change(name, x, t)
+        return own if below is None else below + own
+
+    def _change(self, name: str, x: State, t: Tensor) -> Tensor:
+        """log p(c | y) - log p(c | z) for every change of one token, ``(B, L, K)``."""
         tokens = fields(x)[name]
         space = self.path[name].space
         time = t.expand(tokens.shape[0])
@@ -119,7 +125,7 @@ class NoisyClassifier(Guided):
                 hot = space.one_hot(tokens, dtype=t.dtype).requires_grad_(True)
                 (slope,) = torch.autograd.grad(self.log_p(hot, time).sum(), hot)
             change = slope - slope.gather(-1, tokens.unsqueeze(-1))
-            return self.scale * change[..., : space.categories]
+            return change[..., : space.categories]
         batch, length = tokens.shape
         here = self.log_p(tokens, time)
         count = length * space.categories
@@ -130,7 +136,7 @@ class NoisyClassifier(Guided):
             row, change = at // count, at % count
             changed = tokens[row].scatter(1, position[change].unsqueeze(1), category[change].unsqueeze(1))
             parts.append(self.log_p(changed, time[row]) - here[row])
-        return self.scale * torch.cat(parts).reshape(batch, length, space.categories)
+        return torch.cat(parts).reshape(batch, length, space.categories)
 
 
 def _logit_field(flow: Flow, field: str | None) -> str:

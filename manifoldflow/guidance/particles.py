@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from manifoldflow.discrete import Tokens, draw_categorical
-from manifoldflow.flow import Flow, FlowKernel
+from manifoldflow.flow import Flow
 from manifoldflow.guidance.base import Guided
 from manifoldflow.paths import Jumps
+from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.simulate import simulate
 from manifoldflow.state import State, fields, first_tensor, like, map_state
 
@@ -145,4 +146,6 @@ class _ParticleKernel:
         self.value = value.gather(1, kept)
         rows = (kept + torch.arange(self.shape[0], device=kept.device).unsqueeze(1) * owner.count).flatten()
         x, pred = map_state(lambda v: v[rows], x), map_state(lambda v: v[rows], pred)
+        if self.inner.previous is not None:
+            self.inner.previous = pred  # what the model is shown next belongs to the particles that are kept
         return self.inner.move(pred, x, t, s, mask=mask, cond=cond, generator=generator)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from manifoldflow.manifolds.base import expand_time
 from manifoldflow.manifolds.simplex import Simplex
-from manifoldflow.paths.dirichlet_field import dirichlet_speed, dirichlet_speed_table
+from manifoldflow.paths.dirichlet_field import corner_speeds, dirichlet_speed
 from manifoldflow.paths.logits import NoisyPoint, cross_entropy, land
 
 
@@ -109,12 +109,8 @@ class DirichletPath:
 
     def weights(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         r""":math:`a'(t)\, p_i\, C(x_i, a)`, the rates at which ``x`` is drawn to the corners, ``(..., K)``."""
-        alpha = self.alpha(t)
-        if alpha.ndim == 0:  # one table for the step serves all positions
-            speed = dirichlet_speed_table(alpha, x.shape[-1], x.dtype, x.device)(x)
-        else:
-            speed = dirichlet_speed(x, torch.as_tensor(expand_time(alpha, x, 1)), x.shape[-1])
-        return torch.as_tensor(expand_time(self.alpha_rate(t), x, 1)) * pred.softmax(-1) * speed
+        alpha = torch.as_tensor(expand_time(self.alpha(t), x, 1))
+        return torch.as_tensor(expand_time(self.alpha_rate(t), x, 1)) * pred.softmax(-1) * corner_speeds(x, alpha)
 
     def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The marginal field at ``x``, a tangent of sum 0."""

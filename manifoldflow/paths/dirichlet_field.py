@@ -128,7 +128,7 @@ class DirichletSpeedTable:
         limits = torch.finfo(x.dtype)
         per_unit = _CELLS / (_RIGHT - _LEFT)
         place = torch.logit(x.clamp(limits.tiny, 1 - limits.eps / 2)) * per_unit + (1 - _LEFT * per_unit)
-        cell = place.clamp(0, _CELLS + 1).to(torch.int32)
+        cell = place.nan_to_num().clamp(0, _CELLS + 1).to(torch.int32)  # NaN goes on through u
         u = place - cell
         c0, c1, c2, c3 = (row.index_select(0, cell) for row in self.cubics)
         return torch.addcmul(c0, u, torch.addcmul(c1, u, torch.addcmul(c2, u, c3)))
@@ -173,10 +173,17 @@ def dirichlet_speed_table(
     return DirichletSpeedTable(cubics.to(torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)))
 
 
+def corner_speeds(x: Tensor, alpha: Tensor | float) -> Tensor:
+    """C of every coordinate of points ``(..., K)``: by one table for one alpha, exactly where there are several."""
+    categories = x.shape[-1]
+    if isinstance(alpha, Tensor) and alpha.numel() > 1:
+        return dirichlet_speed(x, alpha, categories)
+    one = alpha.reshape(()) if isinstance(alpha, Tensor) else alpha
+    return dirichlet_speed_table(one, categories, x.dtype, x.device)(x)
+
+
 def marginal_velocity(x: Tensor, probabilities: Tensor, alpha: Tensor | float) -> Tensor:
     r"""The marginal field :math:`\sum_i p_i\, C(x_i, \alpha) (e_i - x) = w - x \sum_i w_i`, :math:`w_i = p_i C(x_i, \alpha)`.
-
-    One table per call where there is one alpha; the exact speed where ``alpha`` has several.
 
     Args:
         x: points of the simplex, shape (..., K).
@@ -186,11 +193,5 @@ def marginal_velocity(x: Tensor, probabilities: Tensor, alpha: Tensor | float) -
     Returns:
         Velocity per unit of alpha, shape (..., K); its sum over the last axis is 0.
     """
-    categories = x.shape[-1]
-    if isinstance(alpha, Tensor) and alpha.numel() > 1:
-        speed = dirichlet_speed(x, alpha, categories)
-    else:
-        one = alpha.reshape(()) if isinstance(alpha, Tensor) else alpha
-        speed = dirichlet_speed_table(one, categories, x.dtype, x.device)(x)
-    flow = probabilities * speed
+    flow = probabilities * corner_speeds(x, alpha)
     return torch.addcmul(flow, x, flow.sum(-1, keepdim=True), value=-1)

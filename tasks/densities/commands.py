@@ -1,7 +1,6 @@
 """The commands of the density task: what ``manifoldflow train|evaluate|sample|plot densities`` runs."""
 
 import csv
-import json
 import math
 import os
 import sys
@@ -21,6 +20,7 @@ from tasks.densities.fitting import baselines, fit_density, flow_score
 from tasks.densities.flow import DensityConfig
 from tasks.densities.spaces import name_of, to_table
 from tasks.densities.splits import Split, SplitKind, seen_share, split
+from tasks.shared import write_json
 
 TRAINING = TrainConfig(
     max_steps=5000, schedule="cosine", warmup_steps=100, validate_every=1000, checkpoint_every=1000, log_every=100
@@ -327,11 +327,3 @@ def total_mass(flow: mf.Flow, count: int, steps: int, seed: int = 0) -> tuple[fl
     with torch.no_grad():
         share = (flow.log_prob(x, steps=steps) + space.log_volume).double().exp()
     return float(share.mean()), float(share.std()) / math.sqrt(count)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(fresh, path)

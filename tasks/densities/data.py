@@ -19,7 +19,7 @@ from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.manifolds.torus import Torus
 from tasks.densities.spaces import TOLERANCE, distance_off, sizes, space_of, to_points
 from tasks.densities.tables import Table, read_table
-from tasks.shared_data import find_shared
+from tasks.shared import find_shared
 
 Units = Literal["degrees", "radians"]
 

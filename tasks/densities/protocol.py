@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from manifoldflow.training import TrainConfig
-from tasks.densities.commands import TRAINING, write_json
+from tasks.densities.commands import TRAINING
 from tasks.densities.data import EARTH, TORSIONS, load_data
 from tasks.densities.fitting import baselines, fit_density, flow_score
 from tasks.densities.flow import DensityConfig
 from tasks.densities.splits import seen_share, split
+from tasks.shared import write_json
 
 RECIPES = {
     "default": DensityConfig(),

@@ -1,7 +1,5 @@
 """The commands of the sequence task: what ``manifoldflow train|sample|evaluate dna`` runs."""
 
-import json
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +9,15 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
-from manifoldflow.checkpoint import read_metadata
 from manifoldflow.guidance import ClassifierFree
 from manifoldflow.training import TrainConfig
 from tasks.dna.evaluation import compare_sets
 from tasks.dna.fitting import fit_flow
 from tasks.dna.flow import DnaConfig, sample_tokens
 from tasks.dna.motifs import find_motif, read_motifs
-from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from tasks.dna.reading import load_set, read_sequences, write_fasta
 from tasks.dna.splits import split
+from tasks.shared import write_json
 
 TRAINING = TrainConfig(
     max_steps=20_000, schedule="cosine", warmup_steps=200, learning_rate=2e-3, validate_every=1000, checkpoint_every=500
@@ -218,13 +216,6 @@ def sampler(config: DnaConfig, temperature: float = 1.0) -> Any:
     return "midpoint"
 
 
-def source_of(checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint says of the data that it was trained on."""
-    path = Path(checkpoint)
-    metadata = read_metadata(path / "model.safetensors" if path.is_dir() else path)
-    return dict(metadata.get("facts", {}).get("source", {}))
-
-
 def _print_table(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -233,14 +224,3 @@ def _print_table(found: dict[str, Any]) -> None:
     for name, row in found.items():
         table.add_row(name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(fresh, path)
-
-
-__all__ = ["SequenceSet", "class_number", "evaluate", "load_flow", "sample", "sampler", "source_of", "train"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tasks.dna.alphabet import Unknown, decode, encode
-from tasks.shared_data import find_shared
+from tasks.shared import find_shared
 
 SHARED = {
     "ctcf_pu1": "chipseq_ctcf_pu1_100.csv.gz",
@@ -67,7 +67,7 @@ def load_set(
         name: one of :data:`SHARED`, "planted" (generated, part of this package), or the path of a FASTA, CSV or TSV file.
         unknown: as for :func:`tasks.dna.alphabet.encode`.
         species: keep only these rows, where the set has a column ``species``.
-        data_folder: folder with ``dna/``; see :func:`tasks.shared_data.find_shared`.
+        data_folder: folder with ``dna/``; see :func:`tasks.shared.find_shared`.
     """
     if name == "planted":
         from tasks.dna.planted import load_planted

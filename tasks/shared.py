@@ -1,7 +1,9 @@
-"""Where data sets lie that are not part of this package."""
+"""What the tasks have in common: where data sets lie that are not part of this package, and results as JSON."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 FOLDER_VARIABLE = "MANIFOLDFLOW_DATA"
 """Environment variable that names the folder of the shared data."""
@@ -26,3 +28,11 @@ def find_shared(name: str, data_folder: str | Path | None = None) -> Path:
         f"{name}: not found in {' or '.join(map(str, folders))}; pass --data-folder FOLDER (the one that holds "
         f"{Path(name).parent}/) or set {FOLDER_VARIABLE}"
     )
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(fresh, path)
