@@ -185,3 +185,28 @@ def test_mix_is_linear_in_the_score():
 def test_mistakes_are_named(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    "flow",
+    [
+        lambda: mf.Flow(mf.Tokens(4, mask=True), torch.nn.Identity()),
+        lambda: mf.Flow(mf.Tokens(4), torch.nn.Identity(), path=mf.UniformJump(own_evidence=True)),
+        lambda: mf.Flow(mf.Simplex(4), torch.nn.Identity(), path=mf.DirichletPath()),
+        lambda: mf.Flow(mf.Simplex(4), torch.nn.Identity(), predicts="logits"),
+    ],
+    ids=["masking", "uniform", "dirichlet", "fisher_rao"],
+)
+def test_the_cross_entropy_of_half_precision_logits_is_taken_in_single_precision(flow):
+    path = flow().path["x"]
+    x1 = torch.randint(4, (64, 5), generator=torch.Generator().manual_seed(0))
+    if not isinstance(path.space, mf.Tokens):
+        x1 = path.space.one_hot(x1)
+        x0 = path.space.sample_uniform(x1.shape[:-1], generator=torch.Generator().manual_seed(1))
+    else:
+        x0 = torch.full_like(x1, path.space.size - 1)
+    point = path.sample(x0, x1, torch.full((64,), 0.5), generator=torch.Generator().manual_seed(2))
+    logits = torch.randn(64, 5, 4, generator=torch.Generator().manual_seed(3)).bfloat16()
+    value = path.loss(logits, point)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, path.loss(logits.double(), point).float(), atol=1e-5, rtol=1e-5)

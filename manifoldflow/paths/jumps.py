@@ -149,19 +149,17 @@ class UniformJump:
         k = torch.as_tensor(expand_time(self.schedule.k(t), x, 0))
         noise = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 0)).clamp_min(1e-9)
         gain = torch.log1p(k / (noise * self._source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))  # half precision would round the gain by percents
         return pred.scatter_add(-1, x.unsqueeze(-1), gain.to(pred.dtype).unsqueeze(-1))
 
     def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The objective per token, ``(...)``, of logits ``pred`` ``(..., K)``."""
         if self.objective == "elbo":
             return self.bound(pred, point)
-        pred = self.logits(pred, point.x, point.t)
-        return self._counted(
-            torch.nn.functional.cross_entropy(pred.flatten(0, -2), point.endpoint.flatten(), reduction="none").reshape(
-                point.x.shape
-            ),
-            point,
-        )
+        pred = self.logits(pred, point.x, point.t).flatten(0, -2)
+        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))  # mixed precision ends at the network
+        value = torch.nn.functional.cross_entropy(pred, point.endpoint.flatten(), reduction="none")
+        return self._counted(value.reshape(point.x.shape), point)
 
     def bound(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """The integrand of the negative evidence bound per token, nats per unit of time ``(...)``."""
