@@ -209,10 +209,10 @@ def sampler(config: DnaConfig, temperature: float = 1.0) -> Any:
     Raises:
         ValueError: a temperature for a representation that has none.
     """
-    if config.representation in ("masking", "uniform"):
+    if config.representation in ("masking", "uniform", "autoregressive"):
         return mf.Jumps(temperature=temperature)
     if temperature != 1:
-        raise ValueError(f"--temperature is for masking and uniform, not for {config.representation}")
+        raise ValueError(f"--temperature is for masking, uniform and autoregressive, not for {config.representation}")
     return "midpoint"
 
 

@@ -1,16 +1,17 @@
 """The sequence flow: one network, five representations of the same tokens."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import manifoldflow as mf
+from tasks.dna.autoregressive import CausalConvNet, LeftToRight
 from tasks.dna.model import STACK, ConvNet, Transformer
 
-Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform"]
-REPRESENTATIONS: tuple[Representation, ...] = ("dirichlet", "fisher_rao", "linear", "masking", "uniform")
+Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform", "autoregressive"]
+REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 
 
 @dataclass
@@ -19,7 +20,7 @@ class DnaConfig:
 
     Args:
         representation: "masking" and "uniform": tokens that jump. "dirichlet", "fisher_rao" and "linear": points of the simplex
-            that move to its corners.
+            that move to its corners. "autoregressive": letter after letter, the baseline, with one step for each.
         length: of the sequences.
         classes: names of the classes, with commas; none for a model without condition.
         alphabet: letters, in the order of the tokens.
@@ -97,32 +98,39 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
             config = DnaConfig(**config)
         except TypeError as error:
             raise ValueError(f"sequence flow configuration: {str(error).split('__init__() ')[-1]}") from None
-    k, classes = len(config.alphabet), len(config.class_names)
-    shared: dict[str, Any] = {"categories": k, "width": config.width, "dropout": config.dropout}
-    network = (
-        ConvNet(config.length, classes, kernel=config.kernel, dilations=STACK * config.stacks, **shared)
-        if config.network == "conv"
-        else Transformer(config.length, classes, layers=4 * config.stacks, **shared)
-    )
-    hidden: dict[str, Any] = {
-        "cond_dropout": config.cond_dropout if classes else 0.0,
-        "pin": RandomPieces(config.pin_share) if config.pin_share > 0 else None,
-    }
-    if config.representation in ("masking", "uniform"):
-        is_masked = config.representation == "masking"
-        path = (
-            mf.Masking(objective=config.objective)
-            if is_masked
-            else mf.UniformJump(objective=config.objective, own_evidence=True)
-        )
-        flow = mf.Flow(mf.Tokens(k, mask=is_masked), network, path=path, **hidden)
-    elif config.representation == "dirichlet":
-        flow = mf.Flow(mf.Simplex(k), network, path=mf.DirichletPath(most=config.most), **hidden)
-    else:
-        space = mf.Simplex(k, metric="flat" if config.representation == "linear" else "fisher_rao")
-        flow = mf.Flow(space, network, predicts="logits", **hidden)
+    k, kind = len(config.alphabet), config.representation
+    spaces: Any = mf.Simplex(k, metric="flat" if kind == "linear" else "fisher_rao")
+    options: dict[str, Any] = {"predicts": "logits"}
+    if kind in ("masking", "uniform", "autoregressive"):
+        spaces, options = mf.Tokens(k, mask=kind != "uniform"), {}
+    if kind == "masking":
+        options["path"] = mf.Masking(objective=config.objective)
+    elif kind == "uniform":
+        options["path"] = mf.UniformJump(objective=config.objective, own_evidence=True)
+    elif kind == "autoregressive":
+        options["path"] = LeftToRight()
+    elif kind == "dirichlet":
+        options["path"] = mf.DirichletPath(most=config.most)
+    if config.class_names:
+        options["cond_dropout"] = config.cond_dropout
+    if config.pin_share > 0 and kind != "autoregressive":  # which sees all that is to the left as it is anyway
+        options["pin"] = RandomPieces(config.pin_share)
+    flow = mf.Flow(spaces, _network(config), **options)
     flow.builder, flow.config = "tasks.dna.flow:build", asdict(config)
     return flow
+
+
+def _network(config: DnaConfig) -> nn.Module:
+    """The network of a configuration."""
+    is_causal = config.representation == "autoregressive"
+    if is_causal and config.network != "conv":
+        raise ValueError("the autoregressive baseline has a network of convolutions only: network must be 'conv'")
+    shared: dict[str, Any] = {"categories": len(config.alphabet), "width": config.width, "dropout": config.dropout}
+    classes = len(config.class_names)
+    if config.network == "transformer":
+        return Transformer(config.length, classes, layers=4 * config.stacks, **shared)
+    net = CausalConvNet if is_causal else ConvNet
+    return net(config.length, classes, kernel=config.kernel, dilations=STACK * config.stacks, **shared)
 
 
 def to_state(flow: mf.Flow, tokens: Tensor) -> Tensor:
@@ -143,11 +151,13 @@ def sample_tokens(
     Args:
         flow: of any representation.
         count, length: how many, and how long.
-        steps: of the sampler.
+        steps: of the sampler; the autoregressive baseline takes one for every letter, whatever this says.
         part: sequences at once.
         cond: classes ``(count,)``.
         options: of :meth:`manifoldflow.Flow.sample`.
     """
+    if isinstance(next(iter(flow.path.values())), LeftToRight):
+        steps = length
     made = []
     for at in range(0, count, part):
         size = min(part, count - at)
