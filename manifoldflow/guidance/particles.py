@@ -61,6 +61,7 @@ class Particles(Guided):
         known: State | None = None,
         known_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        callback: Callable[[int, State], None] | None = None,
     ) -> Any:
         """As :meth:`manifoldflow.Flow.sample`, ``count`` times as dear; conditions and masks are given per sample."""
         batch = (shape,) if isinstance(shape, int) else tuple(shape)
@@ -80,7 +81,17 @@ class Particles(Guided):
         fully_known = known is not None and set(fields(known)) == set(self.path)
         inner = FlowKernel(self.guided, method=method, known_mask=known_mask, fully_known=fully_known)
         kernel = _ParticleKernel(self, inner, n)
-        x = simulate(kernel, x0, times, mask=mask, cond=cond, known=known, known_mask=known_mask, generator=generator)
+        x = simulate(
+            kernel,
+            x0,
+            times,
+            mask=mask,
+            cond=cond,
+            known=known,
+            known_mask=known_mask,
+            generator=generator,
+            callback=callback,
+        )
         weight = kernel.log_weight + self._value(x).reshape(n, count) - kernel.value
         chosen = draw_categorical(weight, generator=generator)
         chosen = chosen + torch.arange(n, device=chosen.device) * count

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 
 import manifoldflow as mf
@@ -122,15 +123,16 @@ def sample(
     if guidance != 1 and cond is None:
         raise ValueError("--guidance strengthens a class: give --label too")
     steered = ClassifierFree(flow, guidance) if guidance != 1 else flow
-    tokens = sample_tokens(
-        steered,
-        num,
-        size,
-        steps,
-        cond=cond,
-        method=sampler(config, temperature),
-        generator=torch.Generator().manual_seed(seed),
-    )
+    method, generator = sampler(config, temperature), torch.Generator().manual_seed(seed)
+    with Progress(transient=True) as progress:
+        bar = progress.add_task(f"sampling {num} sequences", total=None)
+
+        def advance(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        tokens = sample_tokens(
+            steered, num, size, steps, cond=cond, method=method, generator=generator, progress=advance
+        )
     kind = f" label={label}" if label else ""
     names = [f"{config.representation}_{i:05d}{kind}" for i in range(num)]
     print(f"wrote {num} sequences of {size} letters to {write_fasta(out, tokens, names=names)}")

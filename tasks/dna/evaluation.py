@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.dna.fitting import accuracy, fit_classifier
+from tasks.dna.fitting import Classifier, accuracy, features_of, fit_classifier
 from tasks.dna.metrics import (
     correlation,
     diversity,
@@ -13,16 +13,19 @@ from tasks.dna.metrics import (
     gc_content,
     jensen_shannon,
     kmer_spectrum,
-    novelty,
+    nearest_edit_distance,
 )
-from tasks.dna.motifs import Motif, hit_rate, threshold
+from tasks.dna.motifs import Motif, hit_rate, position_profile, threshold
 from tasks.dna.reading import SequenceSet
 from tasks.dna.splits import Split
 
 P_VALUE = 1e-4
 """A site counts from the score on that a random one reaches with this probability."""
 
-NOVELTY_ROWS = 500
+PROFILE_P_VALUE = 1e-3
+"""The same for profiles of places, where a chance site is spread over all of them."""
+
+NOVELTY_ROWS = 300
 """Sequences whose nearest training sequence is looked for."""
 
 FEATURE_ROWS = 4000
@@ -30,7 +33,13 @@ FEATURE_ROWS = 4000
 
 
 def compare_sets(
-    made: SequenceSet, real: SequenceSet, parts: Split, motifs: list[Motif], *, classifier_steps: int = 1000
+    made: SequenceSet,
+    real: SequenceSet,
+    parts: Split,
+    motifs: list[Motif],
+    *,
+    classifier_steps: int = 1000,
+    judge: Classifier | None = None,
 ) -> dict[str, dict[str, float]]:
     """Every measure of the samples, and the same one of the real test sequences against the rest.
 
@@ -43,6 +52,7 @@ def compare_sets(
         parts: their split.
         motifs: whose rates to count, class by class.
         classifier_steps: of the classifier's training.
+        judge: a classifier that has been trained already.
 
     Returns:
         ``{measure: {"samples": ..., "real": ...}}``.
@@ -59,27 +69,40 @@ def compare_sets(
     found["GC content"] = _pair(*(float(gc_content(s.tokens, s.mask).mean()) for s in (made, test)))
     if made.tokens.shape[1] == real.tokens.shape[1] and bool(made.mask.all() and real.mask.all()):
         found["diversity"] = _pair(*(diversity(s.tokens, generator=generator) for s in (made, test)))
-        near = [novelty(s.tokens[:NOVELTY_ROWS], train.tokens) for s in (made, test)]
-        found["distance to training, median"] = _pair(*(float(v.median()) for v in near))
-        found["distance to training, least"] = _pair(*(float(v.min()) for v in near))
+    near = [distances_to(s, train) for s in (made, test)]
+    found["edits to training, median"] = _pair(*(float(v.median()) for v in near))
+    found["edits to training, least"] = _pair(*(float(v.min()) for v in near))
     for motif in motifs:
         least = threshold(motif, P_VALUE)
         for name, some, other in _by_class(made, test):
             rates = [hit_rate(s.tokens, motif, least, mask=s.mask) for s in (some, other)]
             found[f"{motif.name} site, {name}"] = _pair(*rates)
+            peaks = [peak_of_sites(s, motif) for s in (some, other)]
+            found[f"{motif.name} commonest start, {name}"] = _pair(*(float(place) for place, _ in peaks))
+            found[f"{motif.name} share there, {name}"] = _pair(*(share for _, share in peaks))
     if real.labels is not None:
-        net, _ = fit_classifier(train, real.rows(parts.val), steps=classifier_steps)
+        net = judge or fit_classifier(train, real.rows(parts.val), steps=classifier_steps)[0]
         assert test.labels is not None
         numbers = _same_classes(made, real)
-        right = accuracy(net, made.tokens, numbers) if numbers is not None else float("nan")
-        found["classifier right"] = _pair(right, accuracy(net, test.tokens, test.labels))
-        mixed = train.rows(
-            torch.randperm(len(train), generator=generator)[:FEATURE_ROWS]
-        )  # files list class after class
-        with torch.no_grad():
-            features = [net.features(s.tokens) for s in (made, test, mixed)]
+        right = accuracy(net, made, numbers) if numbers is not None else float("nan")
+        found["classifier right"] = _pair(right, accuracy(net, test, test.labels))
+        some_rows = torch.randperm(len(train), generator=generator)[:FEATURE_ROWS]  # files list class after class
+        features = [features_of(net, s) for s in (made, test, train.rows(some_rows))]
         found["Frechet distance"] = _pair(*(frechet_distance(f, features[2]) for f in features[:2]))
     return found
+
+
+def distances_to(made: SequenceSet, train: SequenceSet, rows: int = NOVELTY_ROWS) -> Tensor:
+    """Edit distance of some samples, spread over the set, to the nearest training sequence, as a share of their lengths."""
+    some = made.rows(torch.linspace(0, len(made) - 1, min(rows, len(made))).round().long())
+    letters, _ = nearest_edit_distance(some.tokens, train.tokens, mask=some.mask, reference_mask=train.mask)
+    return letters / some.mask.sum(-1).clamp_min(1)
+
+
+def peak_of_sites(data: SequenceSet, motif: Motif) -> tuple[int, float]:
+    """Where sites of a motif start most often on the strand as given, from 0, and the share of sequences with one there."""
+    profile = position_profile(data.tokens, motif, threshold(motif, PROFILE_P_VALUE), mask=data.mask)
+    return int(profile.argmax()), float(profile.max())
 
 
 def _pair(samples: float, real: float) -> dict[str, float]:

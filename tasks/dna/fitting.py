@@ -115,16 +115,23 @@ class Classifier(nn.Module):
         self.second = nn.Conv1d(width, width, 7, padding=3)
         self.hidden, self.last = nn.Linear(2 * width, width), nn.Linear(width, classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """``(B, width)`` from tokens ``(B, L)`` or probabilities ``(B, L, 4)``."""
+    def features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(B, width)`` from tokens ``(B, L)`` or probabilities ``(B, L, 4)``; padding counts for nothing."""
         hot = x if x.is_floating_point() else nn.functional.one_hot(x, 4).to(self.last.weight.dtype)
-        value = nn.functional.gelu(self.first(hot.mT))
-        value = nn.functional.gelu(self.second(value))
-        return nn.functional.gelu(self.hidden(torch.cat([value.amax(-1), value.mean(-1)], -1)))
+        keep = None if mask is None else mask.unsqueeze(1).to(hot.dtype)
+        value = hot.mT
+        for layer in (self.first, self.second):
+            value = nn.functional.gelu(layer(value if keep is None else value * keep))
+        if keep is None or mask is None:
+            most, mean = value.amax(-1), value.mean(-1)
+        else:
+            most = value.masked_fill(~mask.unsqueeze(1), -torch.inf).amax(-1)
+            mean = (value * keep).sum(-1) / keep.sum(-1)
+        return nn.functional.gelu(self.hidden(torch.cat([most, mean], -1)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits ``(B, classes)``."""
-        return self.last(self.features(x))
+        return self.last(self.features(x, mask))
 
 
 def fit_classifier(
@@ -147,14 +154,15 @@ def fit_classifier(
         rows = torch.randint(len(train), (batch_size,), generator=generator)
         tokens = train.tokens[rows]
         turned = torch.rand(batch_size, 1, generator=generator) < 0.5
-        tokens = torch.where(turned, reverse_complement(tokens), tokens)
-        loss = nn.functional.cross_entropy(net(tokens), train.labels[rows])
+        mask = _mask(train, rows)
+        tokens = torch.where(turned, reverse_complement(tokens, mask), tokens)
+        loss = nn.functional.cross_entropy(net(tokens, mask), train.labels[rows])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         if step % max(1, steps // 5) == 0:
-            score = accuracy(net, val.tokens, val.labels)
+            score = accuracy(net, val, val.labels)
             if score > best:
                 best, kept = score, {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(kept)
@@ -162,7 +170,21 @@ def fit_classifier(
 
 
 @torch.no_grad()
-def accuracy(net: Classifier, tokens: Tensor, labels: Tensor) -> float:
-    """Share of sequences whose class the classifier calls right."""
-    called = torch.cat([net(part).argmax(-1) for part in tokens.split(512)])
+def accuracy(net: Classifier, data: SequenceSet, labels: Tensor) -> float:
+    """Share of sequences whose class ``labels`` the classifier calls right."""
+    parts = torch.arange(len(data)).split(512)
+    called = torch.cat([net(data.tokens[part], _mask(data, part)).argmax(-1) for part in parts])
     return float((called == labels).float().mean())
+
+
+@torch.no_grad()
+def features_of(net: Classifier, data: SequenceSet) -> Tensor:
+    """The classifier's features of all sequences, ``(N, width)``."""
+    parts = torch.arange(len(data)).split(512)
+    return torch.cat([net.features(data.tokens[part], _mask(data, part)) for part in parts])
+
+
+def _mask(data: SequenceSet, rows: Tensor) -> Tensor | None:
+    """The real positions of some rows; None where all are."""
+    mask = data.mask[rows]
+    return None if bool(mask.all()) else mask

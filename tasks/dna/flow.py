@@ -1,5 +1,6 @@
 """The sequence flow: one network, five representations of the same tokens."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -144,7 +145,15 @@ def to_tokens(state: Tensor) -> Tensor:
 
 
 def sample_tokens(
-    flow: mf.Flow, count: int, length: int, steps: int, *, part: int = 512, cond: Any = None, **options: Any
+    flow: mf.Flow,
+    count: int,
+    length: int,
+    steps: int,
+    *,
+    part: int = 512,
+    cond: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Tensor:
     """Tokens ``(count, length)``, drawn in parts of at most ``part`` sequences.
 
@@ -154,13 +163,22 @@ def sample_tokens(
         steps: of the sampler; the autoregressive baseline takes one for every letter, whatever this says.
         part: sequences at once.
         cond: classes ``(count,)``.
+        progress: told after every step how many are done, and of how many.
         options: of :meth:`manifoldflow.Flow.sample`.
     """
     if isinstance(next(iter(flow.path.values())), LeftToRight):
         steps = length
-    made = []
+    made: list[Tensor] = []
+    done = 0
+
+    def stepped(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, steps * -(-count // part))
+
     for at in range(0, count, part):
         size = min(part, count - at)
         some = cond[at : at + size] if isinstance(cond, Tensor) else cond
-        made.append(to_tokens(flow.sample((size, length), steps=steps, cond=some, **options)))
+        made.append(to_tokens(flow.sample((size, length), steps=steps, cond=some, callback=stepped, **options)))
     return torch.cat(made)
