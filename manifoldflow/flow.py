@@ -138,6 +138,9 @@ class Flow(nn.Module):
                 not isinstance(self.source[name], Uniform) or not isinstance(self.coupling, Independent)
             ):
                 raise ValueError("average_targets need a uniform source and the independent coupling")
+            if getattr(bound, "own_evidence", False) and isinstance(bound, Geodesic):
+                if not isinstance(self.source[name], Uniform) or not isinstance(self.coupling, Independent):
+                    raise ValueError("own_evidence needs a uniform source and the independent coupling")
             if isinstance(bound, DirichletPath) and not isinstance(self.coupling, Independent):
                 raise ValueError("DirichletPath draws x_t without the source point, so it takes no coupling")
         self.weights = dict(weights or {})

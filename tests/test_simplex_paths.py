@@ -210,3 +210,54 @@ def test_the_cross_entropy_of_half_precision_logits_is_taken_in_single_precision
     value = path.loss(logits, point)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, path.loss(logits.double(), point).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("metric", ["fisher_rao", "flat"])
+@pytest.mark.parametrize("k", [2, 3, 8])
+@pytest.mark.parametrize("time", [0.1, 0.3, 0.7])
+def test_the_own_evidence_of_a_point_completes_the_prior_to_the_posterior(metric, k, time):
+    # Calibration is the definition of a posterior: among points that are given probability q, a share q has that corner.
+    space = mf.Simplex(k, metric=metric)
+    p = (torch.arange(1, k + 1, dtype=DOUBLE) / (k * (k + 1) / 2)).log()
+    path = mf.Geodesic(own_evidence=True, predicts="logits").bind(space)
+    n, generator = 200_000, torch.Generator().manual_seed(0)
+    token = torch.multinomial(p.exp(), n, replacement=True, generator=generator)
+    t = torch.full((n,), time, dtype=DOUBLE)
+    x = path.sample(space.sample_uniform((n,), generator=generator, dtype=DOUBLE), space.one_hot(token, DOUBLE), t).x
+    posterior = path.logits(p.expand(n, k), x, t).softmax(-1)
+    for corner in (0, k - 1):
+        said, is_it = posterior[:, corner], (token == corner).to(DOUBLE)
+        place = (said * 20).long().clamp_max(19)
+        count = torch.bincount(place, minlength=20)
+        gap = torch.zeros(20, dtype=DOUBLE).index_add_(0, place, is_it - said)
+        spread = torch.zeros(20, dtype=DOUBLE).index_add_(0, place, said * (1 - said)).sqrt()
+        # 3e-4 of all points may lie where the penalty, which is steep but finite, stands for minus infinity.
+        assert (gap.abs() <= 4.5 * spread + 3e-4 * n).all(), (gap, spread, count)
+    if metric == "fisher_rao" and k > 2 and time < 0.5:  # later the corner is certain
+        angle = x.sqrt().acos()
+        stretch = ((angle / (1 - time)).clamp_max(torch.pi / 2).sin() / angle.sin()).log()
+
+        def log_score(change):
+            return (posterior.log() + change * stretch).log_softmax(-1).gather(1, token[:, None]).mean()
+
+        assert log_score(0) > max(log_score(-1), log_score(1))  # one power less or more says less
+    right = posterior.gather(1, token[:, None])
+    assert right.min() > 0 and -right.log().mean() <= -p.exp().dot(p) + 1e-3  # it tells no less than the prior
+
+
+@pytest.mark.parametrize("k, steps, limit", [(5, 20, 0.012), (20, 20, 0.025)])
+def test_fisher_rao_samples_with_exact_evidence_have_the_law_of_the_corners(k, steps, limit):
+    p = torch.linspace(1, 6, k, dtype=DOUBLE)
+    p = p / p.sum()
+    flow = mf.Flow(mf.Simplex(k), Fixed(p.log()), path=mf.Geodesic(own_evidence=True), predicts="logits")
+    x = flow.sample(40_000, steps=steps, method="midpoint", generator=torch.Generator().manual_seed(0))
+    share = x.double().mean(0)
+    assert (share - p).abs().sum() / 2 < limit
+
+
+def test_own_evidence_needs_logits_and_independent_uniform_noise():
+    net = Fixed(torch.zeros(3))
+    with pytest.raises(ValueError, match="logits"):
+        mf.Flow(mf.Simplex(3), net, path=mf.Geodesic(own_evidence=True))
+    with pytest.raises(ValueError, match="uniform source"):
+        mf.Flow(mf.Simplex(3), net, path=mf.Geodesic(own_evidence=True), predicts="logits", coupling=mf.MinibatchOT())

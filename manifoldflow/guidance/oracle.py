@@ -56,8 +56,7 @@ class _Tilt(nn.Module):
         made, path = fields(pred), self.flow.path[self.name]
         logits = made[self.name]
         with torch.enable_grad():
-            p = logits.detach()
-            p = (path.logits(p, fields(x)[self.name], t) if isinstance(path.space, Tokens) else p).softmax(-1)
+            p = path.logits(logits.detach(), fields(x)[self.name], t).softmax(-1)
             if isinstance(path.space, Tokens):
                 p = path.posterior(p, fields(x)[self.name])  # tokens that are there already count as they are
             p = p.requires_grad_(True)

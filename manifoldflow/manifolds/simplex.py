@@ -11,6 +11,10 @@ from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.numerics import in_full_precision
 
+# Of starts outside of the simplex: nats per unit of length, and at most. Ten times steeper would be nearer to the exact law by 1e-4
+# nats, but integrators of 20 steps then lose their way: 4 times the sampling error of 100,000 draws instead of none.
+_STEEP, _MOST_PENALTY = 1e3, 60.0
+
 
 @dataclass(frozen=True)
 class Simplex(Manifold):
@@ -88,6 +92,31 @@ class Simplex(Manifold):
         g = torch.where(is_far, torch.atan2(sine, z) / torch.where(is_far, sine, 1.0), 1 + sine.square() / 6)
         weighted = 2 * p * g
         return weighted - z * (weighted * z).sum(-1, keepdim=True)
+
+    @in_full_precision
+    def corner_evidence(self, x: Tensor, left: Tensor) -> Tensor:
+        r"""Log-densities of ``x`` on the geodesics from a uniform point to each corner, up to what they share, ``(..., K)``.
+
+        When the share r of a geodesic is left, its start is 1 / r times as far from the corner. Fisher-Rao, with
+        :math:`\theta_i = \arccos \sqrt{x_i}`:
+
+        .. math:: (K - 2) \log \frac{\sin(\theta_i / r)}{\sin \theta_i} \quad \text{where } \theta_i / r \le \pi / 2,
+
+        and minus infinity beyond, as the start would lie outside of the simplex. Flat: 0 where :math:`x_i \ge 1 - r`. In place
+        of minus infinity a penalty rises steeply, as integrators stray a little.
+
+        Args:
+            x: points ``(..., K)``.
+            left: r, ``(..., 1)``, in [0, 1].
+        """
+        left = left.clamp_min(1e-5)
+        if self._is_flat:
+            return -(_STEEP * (1 - x - left).clamp_min(0) / left).clamp_max(_MOST_PENALTY)
+        z, sine = _root(x), _root(1 - x)
+        angle = torch.atan2(sine, z).clamp_min(1e-6)
+        start, reach = angle / left, 0.5 * math.pi
+        stretch = start.clamp_max(reach).sin().log() - angle.sin().log()
+        return (self.categories - 2) * stretch - (_STEEP * (start - reach).clamp_min(0)).clamp_max(_MOST_PENALTY)
 
     def one_hot(self, tokens: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Tokens ``(...)`` in 0 .. K - 1 as corners ``(..., K)``."""

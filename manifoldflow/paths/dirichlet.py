@@ -103,6 +103,10 @@ class DirichletPath:
         speed = dirichlet_speed(x, alpha, x.shape[-1]) * x1
         return torch.as_tensor(expand_time(self.alpha_rate(t), x, 1)) * (speed - x * speed.sum(-1, keepdim=True))
 
+    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Logits of the corners ``(..., K)``: what the network returned."""
+        return pred
+
     def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """Cross-entropy of the corner per element, ``(...)``."""
         return cross_entropy(pred, point.endpoint)

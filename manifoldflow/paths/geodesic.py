@@ -45,6 +45,9 @@ class Geodesic:
         average_targets: regress on the mean velocity of all paths of the batch that pass through x_t, see
             :meth:`mean_velocity`, instead of the velocity of one of them. The minimiser is the same, the noise of the loss
             smaller, the cost a ``(B, B)`` table. For velocity predictions from a uniform source with independent coupling.
+        own_evidence: what a point of the simplex says of its own corner is added to the network's logits, see
+            :meth:`manifoldflow.Simplex.corner_evidence`, so that the network need only learn what the other elements say. It
+            is the exact factor of Bayes' rule for a uniform source with independent coupling. For logits.
         manifold: the space; :class:`manifoldflow.Flow` fills it in.
     """
 
@@ -53,6 +56,7 @@ class Geodesic:
     predicts: Predicts = "velocity"
     clip: float = 0.1
     average_targets: bool = False
+    own_evidence: bool = False
     manifold: Manifold | None = None
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class Geodesic:
             raise ValueError(f"predicts must be 'velocity', 'endpoint' or 'logits', got {self.predicts!r}")
         if self.average_targets and self.predicts != "velocity":
             raise ValueError("average_targets are mean velocities, so they need predicts='velocity'")
+        if self.own_evidence and self.predicts != "logits" and self.manifold is not None:
+            raise ValueError("own_evidence is of the corner that the data is, so it needs predicts='logits'")
         if self.predicts == "logits" and self.manifold is not None and not isinstance(self.manifold, Simplex):
             raise ValueError(f"predicts='logits' is for data at the corners of a Simplex, not for {self.manifold}")
 
@@ -128,6 +134,14 @@ class Geodesic:
         mean = expand_time(self.schedule.dk(t), mean, space.tangent_ndim) * mean
         return torch.where(is_known.reshape(is_known.shape[:1] + (1,) * space.tangent_ndim), mean, one)
 
+    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """Logits of the corners ``(..., K)`` from what the network returned: with ``own_evidence`` completed, else the same."""
+        if not self.own_evidence:
+            return pred
+        assert isinstance(self.space, Simplex)
+        left = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 1))
+        return pred.to(torch.promote_types(pred.dtype, torch.float32)) + self.space.corner_evidence(x, left)
+
     def loss(self, pred: Tensor, point: PathPoint) -> Tensor:
         r"""Squared error per element, shape of the batch.
 
@@ -136,7 +150,7 @@ class Geodesic:
         """
         space = self.space
         if self.predicts == "logits":
-            return cross_entropy(pred, point.endpoint)
+            return cross_entropy(self.logits(pred, point.x, point.t), point.endpoint)
         if self.predicts == "velocity":
             error = space.to_tangent(point.x, pred) - point.velocity
             return space.inner(point.x, error, error)
@@ -150,7 +164,7 @@ class Geodesic:
         space, to = self.space, self.sample_schedule or self.schedule
         if self.predicts != "velocity":
             rate = to.dk(t) / to.remaining(t).clamp_min(1e-3)
-            u = self._ahead(pred, x)
+            u = self._ahead(pred, x, t)
             return expand_time(rate, u, space.tangent_ndim) * u
         u = space.to_tangent(x, pred)
         if self.sample_schedule is None:
@@ -174,9 +188,9 @@ class Geodesic:
         space = self.space
         if self.predicts != "velocity":
             fraction = (self.sample_schedule or self.schedule).fraction(t, s)
-            u = self._ahead(pred, x)
+            u = self._ahead(pred, x, t)
             moved = space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)
-            return land(pred, moved, s >= 1, generator) if self.predicts == "logits" else moved
+            return land(self.logits(pred, x, t), moved, s >= 1, generator) if self.predicts == "logits" else moved
         u = self.velocity(pred, x, t)
         return space.exp(x, expand_time(s - t, u, space.tangent_ndim) * u)
 
@@ -191,10 +205,10 @@ class Geodesic:
             return self.space.exp(pred_b, weight * self.space.log(pred_b, pred_a))
         return pred_b + weight * (pred_a - pred_b)
 
-    def _ahead(self, pred: Tensor, x: Tensor) -> Tensor:
+    def _ahead(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The tangent at ``x`` that leads to the predicted endpoint, or on average to the corners."""
         space = self.space
         if self.predicts == "logits":
             assert isinstance(space, Simplex)
-            return space.mean_log(x, pred.softmax(-1))
+            return space.mean_log(x, self.logits(pred, x, t).softmax(-1))
         return space.log(x, pred)

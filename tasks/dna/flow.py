@@ -101,7 +101,7 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
             raise ValueError(f"sequence flow configuration: {str(error).split('__init__() ')[-1]}") from None
     k, kind = len(config.alphabet), config.representation
     spaces: Any = mf.Simplex(k, metric="flat" if kind == "linear" else "fisher_rao")
-    options: dict[str, Any] = {"predicts": "logits"}
+    options: dict[str, Any] = {"predicts": "logits", "path": mf.Geodesic(own_evidence=kind == "fisher_rao")}
     if kind in ("masking", "uniform", "autoregressive"):
         spaces, options = mf.Tokens(k, mask=kind != "uniform"), {}
     if kind == "masking":
@@ -111,7 +111,7 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
     elif kind == "autoregressive":
         options["path"] = LeftToRight()
     elif kind == "dirichlet":
-        options["path"] = mf.DirichletPath(most=config.most)
+        options = {"path": mf.DirichletPath(most=config.most)}
     if config.class_names:
         options["cond_dropout"] = config.cond_dropout
     if config.pin_share > 0 and kind != "autoregressive":  # which sees all that is to the left as it is anyway
