@@ -86,7 +86,7 @@ def main() -> None:
             return law.sample((count,), generator=generator, dtype=torch.float32)
 
         floors = [(draw(), draw()) for _ in range(pairs)]
-        w2_floor = [float(wasserstein(x, y, space)) for x, y in floors]  # type: ignore[arg-type]
+        w2_floor = [wasserstein(x, y, space) for x, y in floors]
         mmd_floor = [float(mmd(x, y, space)) for x, y in floors]
         truth = draw()
         plain: Tensor | None = None
@@ -95,8 +95,8 @@ def main() -> None:
             x = flow.sample(count, steps=STEPS, method=method, generator=generator)
             took = time.perf_counter() - start
             plain = x if plain is None else plain
-            w2 = float(wasserstein(x, truth, space))  # type: ignore[arg-type]
-            between = math.nan if x is plain else float(wasserstein(x, plain, space))  # type: ignore[arg-type]
+            w2 = wasserstein(x, truth, space)
+            between = math.nan if x is plain else wasserstein(x, plain, space)
             squared = float(mmd(x, truth, space))
             floor, spread = statistics.mean(w2_floor), statistics.stdev(w2_floor)
             spread_mmd = statistics.stdev(mmd_floor)

@@ -49,7 +49,11 @@ VERBS = {
     "evaluate": "measure samples, or a model, against data",
     "plot": "draw what a model has learned",
     "reflow": "make (noise, sample) pairs that train a faster model",
+    "serve": "answer requests over HTTP, with a page for people",
 }
+
+ALONE = {"serve"}
+"""Verbs that need no task where only one knows them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,6 +153,8 @@ def _dispatch(words: list[str]) -> int:
     if verb.startswith("-"):
         raise ValueError(f"the verb comes first, got {verb!r}; {USAGE}")
     tasks = find_tasks()
+    if verb in ALONE and (not rest or rest[0].startswith("-")) and (only := _only_task(verb, tasks)):
+        rest = [only, *rest]
     if not rest or rest[0] in ("-h", "--help"):
         text = _verb_help(verb, tasks)
         if rest:
@@ -167,6 +173,17 @@ def _dispatch(words: list[str]) -> int:
         known = _listed(task.COMMANDS)
         raise ValueError(f"unknown verb {verb!r}{_nearest(verb, task.COMMANDS)}; the verbs of {name!r} are: {known}")
     return _run(task.COMMANDS[verb], f"{PROG} {verb} {name}", getattr(task, "EXAMPLES", {}).get(verb, ""), rest)
+
+
+def _only_task(verb: str, tasks: dict[str, EntryPoint]) -> str | None:
+    """The task that alone knows a verb; None if several do, or none."""
+    able = []
+    for name, entry in tasks.items():
+        try:
+            able += [name] if verb in load_task(entry).COMMANDS else []
+        except (ImportError, TypeError):  # not installed in full; asked for by name it says so
+            continue
+    return able[0] if len(able) == 1 else None
 
 
 def _run(function: Callable[..., Any], prog: str, example: str, words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Distances between two sets of samples on any manifold."""
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -33,6 +34,18 @@ def pairwise_distance(x: Tensor, y: Tensor, manifold: Manifold, *, rows: int = R
     with torch.no_grad():
         parts = x.split(max(1, rows // len(y)))
         return torch.cat([manifold.dist(part.unsqueeze(1), y.unsqueeze(0)) for part in parts])
+
+
+@overload
+def wasserstein(
+    x: Tensor, y: Tensor, manifold: Manifold, power: float = 2.0, *, max_iterations: int = ...
+) -> float: ...
+
+
+@overload
+def wasserstein(
+    x: Tensor, y: Tensor, manifold: Manifold, power: Sequence[float], *, max_iterations: int = ...
+) -> tuple[float, ...]: ...
 
 
 def wasserstein(

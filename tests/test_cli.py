@@ -51,7 +51,7 @@ class Recorder:
 
 @pytest.fixture
 def toy(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """A registered task `toy` with the verbs train and brew."""
+    """A registered task `toy` with the verbs train, brew and serve."""
     record = Recorder()
 
     def train(
@@ -82,8 +82,12 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     def brew(cups: int = 1) -> None:
         """Make coffee."""
 
+    def serve(port: int = 80) -> None:
+        """Carry the coffee."""
+        record.calls.append({"port": port})
+
     module = types.ModuleType("toy_task")
-    module.COMMANDS = {"train": train, "brew": brew}  # type: ignore[attr-defined]
+    module.COMMANDS = {"train": train, "brew": brew, "serve": serve}  # type: ignore[attr-defined]
     module.EXAMPLES = {"train": "manifoldflow train toy --data blocks/"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toy_task", module)
     entries = [EntryPoint("toy", "toy_task", cli.GROUP), EntryPoint("broken", "task_with_no_such_package", cli.GROUP)]
@@ -140,6 +144,16 @@ def test_command_help_shows_docstrings_defaults_types_and_the_example(toy: Recor
     assert not toy.calls
 
 
+def test_a_server_needs_no_task_where_one_has_it_but_other_verbs_do(
+    toy: Recorder, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = {entry.name: entry for entry in cli.entry_points(group=cli.GROUP)}
+    monkeypatch.setattr(cli, "find_tasks", lambda: entries)  # without the tasks beside the package
+    assert cli.main(["serve"]) == 0 and cli.main(["serve", "--port", "9"]) == 0 and cli.main(["serve", "toy"]) == 0
+    assert [call["port"] for call in toy.calls] == [80, 9, 80]
+    assert "which task" in fails(capsys, "brew")
+
+
 def test_version_is_that_of_the_package(capsys: Captured) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"manifoldflow {__version__}\n"
@@ -181,7 +195,7 @@ def test_printed_config_runs_again_and_later_options_override_it(
 @pytest.mark.parametrize(
     ("words", "pieces"),
     [
-        ("trian toy", ["'trian'", "did you mean 'train'", "brew, train"]),
+        ("trian toy", ["'trian'", "did you mean 'train'", "brew, serve, train"]),
         ("train toi", ["'toi'", "did you mean 'toy'", "broken, ", "toy"]),
         ("fly --help", ["'fly'", "brew", "train"]),
         ("train", ["which task", "toy"]),
