@@ -38,9 +38,14 @@ def plot_losses(folder: Path) -> None:
     axes = figure.add_subplot()
     skip = {"step", "minutes", "rate", "elements_per_s"}
     names = dict.fromkeys(k for row in rows for k in row if k not in skip)
+    parts = [n for n in names if not n.startswith("val_") and n != "loss"]
+    if len(parts) == 1:  # the loss has one term: its curve is that of the loss
+        names = dict.fromkeys(n for n in names if n.removeprefix("val_") != parts[0])
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(n.removeprefix("val_") for n in names))}
+    shown: list[float] = []
     for name in names:
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+        shown += [value for _, value in points]
         if points:
             kind, is_total = name.removeprefix("val_"), name in ("loss", "val_loss")
             axes.plot(
@@ -51,7 +56,8 @@ def plot_losses(folder: Path) -> None:
                 alpha=1 if name != kind or is_total else 0.5,
                 linestyle="-" if name == kind else "--",
             )
-    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    spans_decades = bool(shown) and min(shown) > 0 and max(shown) > 3 * min(shown)
+    axes.set(xlabel="step", ylabel="loss", yscale="log" if spans_decades else "linear")
     axes.grid(alpha=0.3)
     if rows:
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
