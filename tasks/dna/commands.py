@@ -177,6 +177,38 @@ def evaluate(
         write_json(Path(out), found)
 
 
+def plot(
+    samples: str,
+    data: str,
+    motifs: str,
+    motif: str,
+    out: str = "profile.png",
+    origin: int = 0,
+    species: str | None = None,
+    split_seed: int = 0,
+    data_folder: str | None = None,
+) -> None:
+    """Draw where the sites of a motif lie in samples and in real test sequences, class by class.
+
+    Args:
+        samples: FASTA or table of sequences, with classes or without.
+        data: the set that the flow was trained on; its test part is drawn.
+        motifs: JASPAR, MEME or TRANSFAC file.
+        motif: name of the motif, such as MA0108.2 for TATA boxes.
+        out: picture to write.
+        origin: place that the axis calls 0; 200 in `promoters`, the start of transcription.
+        species: as in training.
+        split_seed: as in training.
+        data_folder: where the shared sets lie.
+    """
+    from tasks.dna.plots import plot_profiles
+
+    made = read_sequences(samples, unknown="drop")
+    real = load_set(data, unknown="drop", species=species, data_folder=data_folder)
+    test = real.rows(split(real, split_seed).test)
+    print(f"wrote {plot_profiles(made, test, find_motif(read_motifs(motifs), motif), out, origin=origin)}")
+
+
 def load_flow(checkpoint: str) -> tuple[mf.Flow, DnaConfig]:
     """A trained flow and its configuration.
 

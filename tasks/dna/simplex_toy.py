@@ -2,8 +2,9 @@
 
 Four positions, each with its own law over K categories, :math:`softmax(u), u \\sim U(0, 1)^K` (Stark et al. 2024, section 4.1).
 All models share one network, an MLP of the noisy state of a position, its number and the time, trained by cross-entropy for the
-same number of steps. Where the library can add what a state says of itself in closed form (``own_evidence`` of the Fisher-Rao path
-and of tokens from noise) it does; the straight path, which papers criticise, and the Dirichlet path are as published. The score is KL(samples || law), averaged over the positions, beside
+same number of steps. Where the library can add what a state says of itself in closed form (``own_evidence`` of the Fisher-Rao
+path and of tokens from noise) it does; the straight path, which papers criticise, and the Dirichlet path are as published. The
+score is KL(samples || law), averaged over the positions, beside
 
 - the floor, (K - 1) / 2N: what N exact draws score;
 - the uniform sampler: what ignoring the data scores.

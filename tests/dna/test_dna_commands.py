@@ -123,3 +123,19 @@ def test_files_that_are_no_data(tmp_path, capsys):
     (tmp_path / "few.fa").write_text(">a\nACGT\n>b\nACGA\n")
     assert main(["train", "dna", "--data", str(tmp_path / "few.fa")]) != 0
     assert "too few to split" in capsys.readouterr().err
+
+
+def test_the_profile_of_a_motif_is_drawn_for_every_class(tmp_path):
+    from matplotlib.image import imread
+
+    from tasks.dna.commands import plot
+
+    motifs = tmp_path / "box.pfm"
+    motifs.write_text(">M1 box\n0 9 0 9 9 9\n0 0 0 0 0 0\n0 0 0 0 0 0\n9 0 9 0 0 0\n")
+    made = load_set("planted").rows(torch.arange(0, 6000, 60))
+    write_fasta(
+        tmp_path / "made.fasta", made.tokens, names=[f"s{i} label={made.classes[k]}" for i, k in enumerate(made.labels)]
+    )
+    plot(str(tmp_path / "made.fasta"), "planted", str(motifs), "M1", out=str(tmp_path / "deep" / "picture.png"))
+    picture = imread(tmp_path / "deep" / "picture.png")[..., :3]
+    assert picture.std() > 0.05 and len(list((tmp_path / "deep").iterdir())) == 1
