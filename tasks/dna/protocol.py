@@ -160,7 +160,7 @@ def main() -> None:
     file = a.out / f"table_{a.data}.json"
     rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if a.show:
-        print(summary(rows))
+        print(summary(rows) if rows else f"{file} holds no model yet")
         return
     real = load_set(a.data)
     parts = split(real)
