@@ -3,7 +3,7 @@
 from manifoldflow import guidance, nn
 from manifoldflow.checkpoint import load, save
 from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
-from manifoldflow.discrete import Tokens
+from manifoldflow.discrete import Counts, Tokens
 from manifoldflow.distributions import (
     IGSO3,
     AllMasked,
@@ -36,6 +36,7 @@ from manifoldflow.manifolds import (
     UnitQuaternion,
 )
 from manifoldflow.paths import (
+    BirthDeath,
     Bridge,
     Bump,
     Cosine,
@@ -50,6 +51,7 @@ from manifoldflow.paths import (
     PathPoint,
     Polynomial,
     Premetric,
+    SphericalBridge,
     StochasticInterpolant,
     UniformJump,
 )
@@ -66,6 +68,7 @@ __all__ = [
     "Align",
     "AllMasked",
     "Ball",
+    "BirthDeath",
     "Box",
     "Bridge",
     "Bump",
@@ -73,6 +76,7 @@ __all__ = [
     "Centered",
     "Checkerboard",
     "Cosine",
+    "Counts",
     "Dirichlet",
     "DirichletPath",
     "Euclidean",
@@ -99,6 +103,7 @@ __all__ = [
     "ReflectedSimplex",
     "Simplex",
     "Sphere",
+    "SphericalBridge",
     "StochasticInterpolant",
     "Tokens",
     "Torus",

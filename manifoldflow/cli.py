@@ -153,8 +153,7 @@ def _dispatch(words: list[str]) -> int:
     if verb.startswith("-"):
         raise ValueError(f"the verb comes first, got {verb!r}; {USAGE}")
     tasks = find_tasks()
-    if verb in ALONE and (not rest or rest[0].startswith("-")) and (only := _only_task(verb, tasks)):
-        rest = [only, *rest]
+    rest = _with_task(verb, rest, tasks)
     if not rest or rest[0] in ("-h", "--help"):
         text = _verb_help(verb, tasks)
         if rest:
@@ -173,6 +172,13 @@ def _dispatch(words: list[str]) -> int:
         known = _listed(task.COMMANDS)
         raise ValueError(f"unknown verb {verb!r}{_nearest(verb, task.COMMANDS)}; the verbs of {name!r} are: {known}")
     return _run(task.COMMANDS[verb], f"{PROG} {verb} {name}", getattr(task, "EXAMPLES", {}).get(verb, ""), rest)
+
+
+def _with_task(verb: str, rest: list[str], tasks: dict[str, EntryPoint]) -> list[str]:
+    """The words after the verb, with the task that may be left out."""
+    is_missing = verb in ALONE and (not rest or rest[0].startswith("-"))
+    only = _only_task(verb, tasks) if is_missing else None
+    return [only, *rest] if only is not None else rest
 
 
 def _only_task(verb: str, tasks: dict[str, EntryPoint]) -> str | None:

@@ -14,7 +14,17 @@ from manifoldflow.discrete import Tokens
 from manifoldflow.distributions import Normal, Uniform
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
-from manifoldflow.paths import DirichletPath, Geodesic, Jumps, Linear, Masking, PathPoint, Schedule, UniformJump
+from manifoldflow.paths import (
+    DirichletPath,
+    Geodesic,
+    Jumps,
+    Linear,
+    Masking,
+    PathPoint,
+    Schedule,
+    SphericalBridge,
+    UniformJump,
+)
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.likelihood import (
     ROWS,
@@ -141,8 +151,8 @@ class Flow(nn.Module):
             if getattr(bound, "own_evidence", False) and isinstance(bound, Geodesic):
                 if not isinstance(self.source[name], Uniform) or not isinstance(self.coupling, Independent):
                     raise ValueError("own_evidence needs a uniform source and the independent coupling")
-            if isinstance(bound, DirichletPath) and not isinstance(self.coupling, Independent):
-                raise ValueError("DirichletPath draws x_t without the source point, so it takes no coupling")
+            if isinstance(bound, DirichletPath | SphericalBridge) and not isinstance(self.coupling, Independent):
+                raise ValueError(f"{type(bound).__name__} draws x_t without the source point, so it takes no coupling")
         self.weights = dict(weights or {})
         if unknown := set(self.weights) - set(space_of):
             raise ValueError(f"weights name unknown fields {sorted(unknown)}; the fields are {list(space_of)}")
@@ -725,8 +735,11 @@ def _bind(path: Any, space: Any, predicts: Predicts | None, source: Any) -> Any:
 
 
 def _source_of(path: Any, space: Any, given: Any) -> Any:
-    if isinstance(space, Tokens):
-        return path.source
+    own = getattr(path, "source", None)  # paths of tokens, and bridges, know where they start
+    if own is not None:
+        if not isinstance(space, Tokens) and given is not None and given.bind(space) != own:
+            raise ValueError(f"{type(path).__name__} starts from {own}, not from {given}")
+        return own
     return (given or (Normal() if isinstance(space, Euclidean | Centered) else Uniform())).bind(space)
 
 

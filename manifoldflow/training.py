@@ -142,7 +142,9 @@ def fit(
     folder.mkdir(parents=True, exist_ok=True)
     start_from = _usable(folder) if resume else None
     module = _FlowModule(flow, batches, validation, config, dict(facts or {}))
-    if config.compile:  # in place, so names of weights stay; the averaged copy, which is what is saved, stays as written
+    if (
+        config.compile
+    ):  # in place, so names of weights stay; the averaged copy, which is what is saved, stays as written
         flow.model.compile()
     keeper = _Keeper(folder, config, score)
     limit = timedelta(minutes=config.max_minutes) if config.max_minutes > 0 else None

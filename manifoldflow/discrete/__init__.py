@@ -1,6 +1,7 @@
 """Discrete states: tokens, and draws of them."""
 
+from manifoldflow.discrete.counts import Counts
 from manifoldflow.discrete.draws import draw_categorical, probabilities
 from manifoldflow.discrete.tokens import Tokens
 
-__all__ = ["Tokens", "draw_categorical", "probabilities"]
+__all__ = ["Counts", "Tokens", "draw_categorical", "probabilities"]

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from manifoldflow.discrete import Tokens
 from manifoldflow.flow import Flow
 from manifoldflow.guidance.base import Guided
-from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.state import State, fields, like
 
 Score = Callable[[Tensor], Tensor]
@@ -144,7 +143,7 @@ def _logit_field(flow: Flow, field: str | None) -> str:
     Raises:
         ValueError: no such field, several to choose from, or one without logits.
     """
-    able = [n for n, p in flow.path.items() if p.predicts == "logits" and isinstance(p.space, Tokens | Simplex)]
+    able = [n for n, p in flow.path.items() if p.predicts == "logits"]
     if field is not None and field not in able:
         raise ValueError(f"field {field!r} predicts no logits; those that do: {', '.join(able) or 'none'}")
     if field is None and len(able) != 1:

@@ -11,8 +11,8 @@ from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.numerics import in_full_precision
 
-# Of starts outside of the simplex: nats per unit of length, and at most. Ten times steeper would be nearer to the exact law by 1e-4
-# nats, but integrators of 20 steps then lose their way: 4 times the sampling error of 100,000 draws instead of none.
+# Of starts outside of the simplex: nats per unit of length, and at most. Ten times steeper is nearer to the exact law by 1e-4
+# nats, but integrators of 20 steps lose their way: 4 times the sampling error of 100,000 draws instead of none.
 _STEEP, _MOST_PENALTY = 1e3, 60.0
 
 

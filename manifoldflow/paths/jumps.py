@@ -20,7 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from manifoldflow.discrete import Tokens, draw_categorical
+from manifoldflow.discrete import Tokens, draw_categorical, probabilities
+from manifoldflow.discrete.draws import CHUNK
 from manifoldflow.distributions.tokens import AllMasked, Categorical, TokenSource
 from manifoldflow.manifolds.base import expand_time
 from manifoldflow.paths.logits import NoisyPoint, mix_logits
@@ -43,6 +44,10 @@ class Jumps:
             largest probability, as many as jump at random otherwise. For :class:`Masking` without corrector.
         confidence_noise: Gumbel noise on the logarithm of the confidence, times the fraction of time that is left; above 0
             samples differ more.
+        leap: ``"exact"`` takes the last of the jumps of a step; ``"tau"`` draws Poisson numbers of all jumps as if the first
+            changed no rates (Campbell et al. 2022). Where states have an order, counts and levels, such jumps add up; of tokens
+            without one, a second jump in a step has no meaning and both are undone. For tokens it is therefore worse whenever
+            a step has more than a few jumps, near t = 1 above all: use it there to compare with papers only.
     """
 
     corrector: float | Callable[[Tensor], Tensor] = 0.0
@@ -50,8 +55,13 @@ class Jumps:
     top_p: float = 1.0
     order: Literal["random", "confidence"] = "random"
     confidence_noise: float = 0.0
+    leap: Literal["exact", "tau"] = "exact"
 
     def __post_init__(self) -> None:
+        if self.leap not in ("exact", "tau"):
+            raise ValueError(f"Jumps: leap must be 'exact' or 'tau', got {self.leap!r}")
+        if self.leap == "tau" and self.order == "confidence":
+            raise ValueError("Jumps: order='confidence' says which tokens jump, so it takes no leap='tau'")
         if not callable(self.corrector) and not self.corrector >= 0:
             raise ValueError(f"Jumps: corrector must be at least 0 or a function of time, got {self.corrector}")
         if not self.temperature >= 0:
@@ -149,7 +159,9 @@ class UniformJump:
         k = torch.as_tensor(expand_time(self.schedule.k(t), x, 0))
         noise = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 0)).clamp_min(1e-9)
         gain = torch.log1p(k / (noise * self._source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
-        pred = pred.to(torch.promote_types(pred.dtype, torch.float32))  # half precision would round the gain by percents
+        pred = pred.to(
+            torch.promote_types(pred.dtype, torch.float32)
+        )  # half precision would round the gain by percents
         return pred.scatter_add(-1, x.unsqueeze(-1), gain.to(pred.dtype).unsqueeze(-1))
 
     def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
@@ -249,12 +261,61 @@ class UniformJump:
         if how.order == "confidence":
             jumps = self._most_confident(pred, x, jumps, mask, 1 - s, how, generator)
         noise = eta * self.schedule.remaining(s) / (1 + eta) if how.has_corrector else None
+        if how.leap == "tau":
+            return self._leap(pred, x, jumps, event, s >= 1, noise, how, generator)
         if x.device.type != "cpu":
             return torch.where(jumps, self._new_tokens(pred, x, None, noise, how, generator), x)
         # On the host only the tokens that jump are looked at: of a long grid, a few in a hundred.
         at = jumps.flatten().nonzero().squeeze(-1)
         old = x.flatten()
         return old.index_copy(0, at, self._new_tokens(pred, old[at], at, noise, how, generator)).reshape(x.shape)
+
+    def _leap(
+        self,
+        logits: Tensor,
+        x: Tensor,
+        jumps: Tensor,
+        event: Tensor,
+        is_end: Tensor,
+        noise: Tensor | None,
+        how: Jumps,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        r"""Tau-leaping of tokens: of those with an event, only those move that have one jump to another token, and no more.
+
+        An event draws a token anew, which may be the present one, with probability q. Jumps to others are therefore Poisson with
+        mean :math:`m = \Lambda (1 - q)`, where :math:`1 - e^{-\Lambda}` is the probability of an event; one alone has the
+        probability :math:`m e^{-m}`. In a step to t = 1 the last event counts. Rows in pieces: no copy of all logits.
+        """
+        space, rows, old = self.space, logits.reshape(-1, logits.shape[-1]), x.flatten()
+        at = jumps.flatten().nonzero().squeeze(-1) if x.device.type == "cpu" else None
+        chance = event.expand(x.shape).flatten()
+        u = torch.rand(x.shape, generator=generator, dtype=chance.dtype, device=x.device).flatten()
+        new = []
+        every = torch.arange(len(old), device=x.device) if at is None else at
+        for some in every.split(max(1, CHUNK // rows.shape[-1])):
+            if how.temperature == 0:
+                p = torch.nn.functional.one_hot(rows[some].argmax(-1), rows.shape[-1]).to(chance.dtype)
+            else:
+                p = probabilities(rows[some], how.temperature, how.top_p)
+                p = p / p.sum(-1, keepdim=True)
+            here = old[some].unsqueeze(-1)
+            p = torch.nn.functional.pad(self.posterior(p, old[some]), (0, space.size - space.categories))
+            p = p if noise is None else (1 - noise) * p + noise * self._source_probabilities(p)
+            others = p.scatter(-1, here, 0.0)
+            total = others.sum(-1)
+            is_sure = total <= 0
+            drawn = draw_categorical(
+                others.scatter(-1, here, is_sure.to(p.dtype).unsqueeze(-1)).log(), generator=generator
+            )
+            seen = chance[some].clamp(1e-30, 1 - torch.finfo(chance.dtype).eps)
+            mean = -torch.log1p(-seen) * total
+            alone = torch.where(is_end, total, mean * torch.exp(-mean) / seen)
+            new.append(torch.where(u[some] < alone, drawn, old[some]))
+        moved = torch.cat(new) if new else old[:0]
+        if at is None:
+            return torch.where(jumps, moved.reshape(x.shape), x)
+        return old.index_copy(0, at, moved).reshape(x.shape)
 
     def _new_tokens(
         self,

@@ -24,7 +24,9 @@ class NoisyPoint(NamedTuple):
 
 def cross_entropy(pred: Tensor, endpoint: Tensor) -> Tensor:
     r""":math:`-\sum_k y_k \log p_k` of logits ``pred`` and points of the simplex y, ``(..., K)`` both; ``(...)``."""
-    log_p = pred.log_softmax(-1, dtype=torch.promote_types(pred.dtype, torch.float32))  # mixed precision ends at the network
+    log_p = pred.log_softmax(
+        -1, dtype=torch.promote_types(pred.dtype, torch.float32)
+    )  # mixed precision ends at the network
     return -(endpoint * log_p).sum(-1)
 
 

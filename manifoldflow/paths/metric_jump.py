@@ -131,10 +131,16 @@ class MetricJump(UniformJump):
         how: Jumps | None = None,
         shift: Tensor | None = None,
     ) -> Tensor:
-        """Draw the clean token from the posterior, then jump with its conditional rates; at s = 1 land on it."""
+        """Draw the clean token from the posterior, then jump with its conditional rates; at s = 1 land on it.
+
+        ``Jumps(leap="tau")`` draws Poisson numbers of jumps to all tokens and adds up their lengths, along the scale (and not
+        beyond its ends) or around the circle.
+        """
         how = how or Jumps()
         if how.has_corrector or how.order != "random":
-            raise ValueError("MetricJump takes temperature and top_p of Jumps, no corrector and no order")
+            raise ValueError("MetricJump takes leap, temperature and top_p of Jumps, no corrector and no order")
+        if how.leap == "tau" and callable(self.distance):
+            raise ValueError("leap='tau' adds up jumps, so it needs distance='ordinal' or 'cyclic'")
         pred = self.logits(pred, x, t)
         logits = pred if shift is None else pred.log_softmax(-1) + shift
         x1 = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, generator=generator)
@@ -142,8 +148,22 @@ class MetricJump(UniformJump):
         middle = 0.5 * (t + s.clamp_max(1 - 1e-6))
         rates = self.conditional_rates(x, x1, middle)
         rates = rates * ((self.beta(s) - self.beta(t)) / self.beta_rate(middle))
-        total = rates.sum(-1)
-        u = torch.rand(x.shape, generator=generator, dtype=total.dtype, device=x.device)
-        jumped = torch.where(u < -torch.expm1(-total), draw_categorical(rates.log(), generator=generator), x)
+        if how.leap == "tau":
+            jumped = self._leapt(rates, x, generator)
+        else:
+            total = rates.sum(-1)
+            u = torch.rand(x.shape, generator=generator, dtype=total.dtype, device=x.device)
+            # a token that is there already has no rates: it is drawn, and stays
+            drawn = rates.scatter(-1, x.unsqueeze(-1), (total <= 0).to(rates.dtype).unsqueeze(-1))
+            jumped = torch.where(u < -torch.expm1(-total), draw_categorical(drawn.log(), generator=generator), x)
         moved = torch.where(s >= 1, x1, jumped)
         return moved if mask is None else torch.where(mask, moved, x)
+
+    def _leapt(self, mean: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Tokens after Poisson numbers of jumps with these means, ``(..., K)``."""
+        k = self.space.categories
+        length = torch.arange(k, device=x.device) - x.unsqueeze(-1)
+        if self.distance == "cyclic":
+            length = (length + k // 2) % k - k // 2
+        moved = x + (torch.poisson(mean, generator=generator).to(x.dtype) * length).sum(-1)
+        return moved % k if self.distance == "cyclic" else moved.clamp(0, k - 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from manifoldflow.discrete import Tokens
 from manifoldflow.paths import Jumps
 from manifoldflow.sampling.steps import METHODS, Step, get_step
-from manifoldflow.state import State, expand_mask, fields, first_tensor, float_dtype, like
+from manifoldflow.state import State, expand_mask, fields, first_tensor, float_dtype, like, where_mask
 
 
 class FlowKernel:
@@ -72,6 +72,8 @@ class FlowKernel:
             if isinstance(path[n].space, Tokens):
                 options = {"how": self.jumps, "mask": mask, "shift": self.flow.rate_shift(n, x, t, mask, cond)}
             stepped[n] = path[n].advance(made[n], value, t, s, generator=generator, **options)
+            if path[n].predicts == "logits":  # the logits of padding are zeros, which would move it
+                stepped[n] = where_mask(mask, stepped[n], value)
         return like(stepped, x)
 
     def __call__(
@@ -109,4 +111,6 @@ class FlowKernel:
                 out[n] = torch.where(
                     (s >= 1) | (t >= 1), path[n].advance(made[n], view[n], t, s, generator=generator), out[n]
                 )
+            if path[n].predicts == "logits":
+                out[n] = where_mask(mask, out[n], view[n])
         return like(out, x)
