@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch==2.13.0
-	$(PIP) -e ".[proteins,densities,meshes,dev]"
+	$(PIP) -e ".[proteins,densities,dna,meshes,serve,dev]"
 	@touch $@
 
 demo: $(STAMP)  ## design protein backbones with the embedded checkpoint: build/demo/*.pdb, report.html, overview.png

@@ -44,7 +44,8 @@ def commands(page: Path) -> list[tuple[int, str]]:
 
 def parse(line: str) -> Any:
     """The options of a command line as the command would get them; nothing runs. A mistake raises."""
-    _, verb, task, *words = shlex.split(line, comments=True)
+    _, verb, *words = shlex.split(line, comments=True)
+    task, *words = cli._with_task(verb, words, cli.find_tasks())
     function = cli.load_task(cli.find_tasks()[task]).COMMANDS[verb]
     parser = cli.build_parser(function, cli.PROG)
     words = cli._complete_switches([cli._underscored(word) for word in words], cli._switches(function))

@@ -69,7 +69,7 @@ def test_every_direct_dependency_is_pinned_in_constraints() -> None:
         line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()
     }
     extras = PROJECT["project"]["optional-dependencies"]
-    wanted = PROJECT["project"]["dependencies"] + extras["proteins"] + extras["dev"] + extras["bench"]
+    wanted = PROJECT["project"]["dependencies"] + [line for lines in extras.values() for line in lines]
     names = {line.split(">=")[0].split("[")[0].lower().replace("_", "-") for line in wanted}
     assert not names - pinned, f"not in constraints.txt: {sorted(names - pinned)}"
 
@@ -82,7 +82,8 @@ def test_wheel_holds_the_packages_their_data_and_the_licence(wheel: Path) -> Non
     for folder in ("checkpoints", "reference"):
         here = {f"manifoldflow/data/{folder}/{p.name}" for p in (ROOT / "data" / folder).iterdir() if p.is_file()}
         assert here and here <= names
-    sources = {str(p.relative_to(ROOT)) for top in ("manifoldflow", "tasks") for p in (ROOT / top).rglob("*.py")}
+    tops, kinds = ("manifoldflow", "tasks"), ("*.py", "*.html", "*.css", "*.js")
+    sources = {str(p.relative_to(ROOT)) for top in tops for kind in kinds for p in (ROOT / top).rglob(kind)}
     assert sources <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]

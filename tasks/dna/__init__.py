@@ -4,18 +4,27 @@ from collections.abc import Callable
 from typing import Any
 
 from tasks.dna.alphabet import decode, encode, reverse_complement
-from tasks.dna.commands import evaluate, load_flow, sample, train
+from tasks.dna.commands import evaluate, load_flow, plot, sample, train
 from tasks.dna.designer import Design, SequenceDesigner
 from tasks.dna.flow import DnaConfig, build, sample_tokens
 from tasks.dna.model import ConvNet, Transformer
 from tasks.dna.motifs import Motif, read_motifs
 from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from tasks.dna.serving.commands import serve
 
-COMMANDS: dict[str, Callable[..., Any]] = {"train": train, "sample": sample, "evaluate": evaluate}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "plot": plot,
+    "serve": serve,
+}
 
 EXAMPLES = {
     "train": "manifoldflow train dna --data peaks.fasta --both_strands true --model.representation dirichlet",
     "sample": "manifoldflow sample dna --checkpoint runs/dna/peaks_masking --label ctcf --guidance 2 --num 500",
+    "plot": "manifoldflow plot dna --samples designs.fasta --data promoters --motifs jaspar.pfm --motif MA0108.2 --origin 200",
+    "serve": "manifoldflow serve dna --checkpoints [runs/peaks] --motifs jaspar.pfm --motif MA0139.1,MA0080.4",
     "evaluate": "manifoldflow evaluate dna --samples designs.fasta --data peaks.fasta",
 }
 

@@ -10,14 +10,12 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree, Oracle
-from tasks.dna.alphabet import allowed_letters, decode, encode
+from tasks.dna.alphabet import decode, encode
 from tasks.dna.commands import class_number, load_flow, sampler
 from tasks.dna.flow import DnaConfig, to_state, to_tokens
 from tasks.dna.metrics import gc_content
 from tasks.dna.motifs import find_sites
-
-MOST = 100_000
-"""Sequences that one call may ask for."""
+from tasks.dna.orders import BATCH, Order, Progress, make_order, place
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class SequenceDesigner:
         oracle: Callable[[Tensor], Tensor] | None = None,
         oracle_scale: float = 1.0,
         fixed: str | None = None,
-        motifs: Sequence[str | tuple[str, int]] = (),
+        motifs: Sequence[str | tuple[str, int | None]] = (),
         gc_range: tuple[float, float] = (0.0, 1.0),
         avoid_sites: Sequence[str] = (),
         length: int | None = None,
@@ -74,7 +72,7 @@ class SequenceDesigner:
         temperature: float = 1.0,
         seed: int = 0,
         rounds: int = 20,
-        batch_size: int = 256,
+        batch_size: int = BATCH,
     ) -> Iterator[Design]:
         """Yield designs as they are found.
 
@@ -90,10 +88,10 @@ class SequenceDesigner:
             gc_range: least and largest share of C and G.
             avoid_sites: IUPAC patterns, such as GAATTC, that may lie on neither strand.
             length: of the sequences; that of the training, or of the template, by default.
-            steps: sampling steps.
+            steps: sampling steps; the autoregressive baseline takes one for every letter, whatever this says.
             temperature: of the letters, for representations by tokens.
             seed: of everything: the same call gives the same sequences.
-            rounds: batches of which none brings a new design before giving up.
+            rounds: calls of the model of which none brings a new design before giving up.
             batch_size: sequences at once.
 
         Raises:
@@ -101,152 +99,167 @@ class SequenceDesigner:
                 that holds a site to avoid.
             RuntimeError: too few sequences pass; says how many of how many did.
         """
-        if not 1 <= n <= MOST:
-            raise ValueError(f"n must lie between 1 and {MOST}, got {n}")
-        if not 0 <= gc_range[0] <= gc_range[1] <= 1:
-            raise ValueError(f"gc_range must be two shares 0 <= least <= most <= 1, got {gc_range}")
-        if steps < 1 or batch_size < 1 or rounds < 1:
-            raise ValueError(f"steps, batch_size and rounds must be at least 1, got {steps}, {batch_size} and {rounds}")
-        template, is_fixed = self._template(fixed, length)
-        words = [self._word(motif, len(template)) for motif in motifs]
-        for site in avoid_sites:
-            allowed_letters(site)
-        self._check_kept(template, is_fixed, words, avoid_sites)
-        flow = self._steered(label, guidance, oracle, oracle_scale)
+        if batch_size < 1 or rounds < 1:
+            raise ValueError(f"batch_size and rounds must be at least 1, got {batch_size} and {rounds}")
+        order = make_order(
+            self.config,
+            n,
+            label=label,
+            guidance=guidance,
+            fixed=fixed,
+            motifs=motifs,
+            gc_range=gc_range,
+            avoid_sites=avoid_sites,
+            length=length,
+            steps=steps,
+            temperature=temperature,
+        )
         generator = torch.Generator().manual_seed(seed)
-        method = sampler(self.config, temperature)
-        found, drawn, idle = 0, 0, 0
-        while found < n:
-            size = min(batch_size, max(n - found, 8))
-            tokens, kept = _place(template, is_fixed, words, size, generator)
-            state = flow.sample(
-                (size, len(template)),
-                steps=steps,
-                method=method,
-                cond=class_number(self.config, label, size),
-                known=to_state(flow, tokens) if bool(kept.any()) else None,
-                known_mask=kept if bool(kept.any()) else None,
-                generator=generator,
-            )
-            made = to_tokens(state)
-            share = gc_content(made)
-            passes = (share >= gc_range[0] - 1e-6) & (share <= gc_range[1] + 1e-6)
-            for site in avoid_sites:
-                passes &= ~find_sites(made, site).any(1)
-            drawn += size
-            rows = passes.nonzero().squeeze(1)[: n - found]
-            idle = 0 if len(rows) else idle + 1
-            if idle >= rounds:
-                raise RuntimeError(
-                    f"only {found} of {drawn} sequences had a GC share in {gc_range} and none of {list(avoid_sites)}; "
-                    "widen the range, avoid less, or raise rounds="
-                )
-            found += len(rows)
-            for row, letters in zip(rows.tolist(), decode(made[rows]), strict=True):
-                yield Design(letters, label, _runs(kept[row]), float(share[row]))
+        progress = Progress(order, rounds, batch_size)
+        while not progress.is_done:
+            rows = progress.wanted
+            made = self.draw([order], [rows], generator=generator, oracle=oracle, oracle_scale=oracle_scale)[0]
+            if isinstance(made, ValueError):
+                raise made
+            yield from progress.take(made, rows)
+
+    def draw(
+        self,
+        orders: Sequence[Order],
+        rows: Sequence[int],
+        *,
+        generator: torch.Generator,
+        oracle: Callable[[Tensor], Tensor] | None = None,
+        oracle_scale: float = 1.0,
+    ) -> list[list[Design] | ValueError]:
+        """Draw sequences for several orders in one call of the model; of each, those that pass.
+
+        Args:
+            orders: of :func:`tasks.dna.orders.make_order`, all of one ``shape``.
+            rows: sequences to draw for each.
+            generator: of every draw.
+            oracle, oracle_scale: as for :meth:`stream`, of all of them.
+
+        Returns:
+            For each order its designs, or the error of one whose motifs find no room; the others do not suffer from it.
+
+        Raises:
+            ValueError: orders of several shapes.
+        """
+        if len({order.shape for order in orders}) != 1 or len(orders) != len(rows):
+            raise ValueError("orders that are drawn together need one length, guidance, steps and temperature")
+        length, guidance, steps, temperature = orders[0].shape
+        out: list[list[Design] | ValueError] = [[] for _ in orders]
+        parts, owner = [], []
+        for number, (order, count) in enumerate(zip(orders, rows, strict=True)):
+            try:
+                parts.append(place(order, count, generator))
+                owner += [number] * count
+            except ValueError as error:
+                out[number] = error
+        if not parts:
+            return out
+        tokens, kept = torch.cat([t for t, _ in parts]), torch.cat([k for _, k in parts])
+        is_kept = bool(kept.any())
+        flow = ClassifierFree(self.flow, guidance) if guidance != 1 else self.flow
+        state = (Oracle(flow, oracle, oracle_scale) if oracle is not None else flow).sample(
+            (len(tokens), length),
+            steps=steps,
+            method=sampler(self.config, temperature),
+            cond=self._classes([orders[i].label for i in owner]),
+            known=to_state(self.flow, tokens) if is_kept else None,
+            known_mask=kept if is_kept else None,
+            generator=generator,
+        )
+        made = to_tokens(state)
+        share = gc_content(made)
+        passes = _passes(made, share, [orders[i] for i in owner])
+        found = passes.nonzero().squeeze(1)
+        columns = (found.tolist(), decode(made[found]), _runs(kept[found]), share[found].tolist())
+        for row, letters, runs, gc in zip(*columns, strict=True):
+            designs = out[owner[row]]
+            assert isinstance(designs, list)
+            designs.append(Design(letters, orders[owner[row]].label, runs, gc))
+        return out
 
     def score(
-        self, sequences: Sequence[str], *, label: str | None = None, samples: int = 64, seed: int = 0
+        self,
+        sequences: Sequence[str],
+        *,
+        label: str | Sequence[str | None] | None = None,
+        samples: int = 64,
+        seed: int = 0,
     ) -> list[float]:
         """A lower bound on the log-probability of every sequence, nats per letter: larger is more like the training data.
 
         Args:
             sequences: letters of equal length, at most that of the training.
-            label: class under which to score.
+            label: class under which to score, or one for every sequence.
             samples: times that the bound is averaged over.
             seed: of the noise.
 
         Raises:
             ValueError: a letter that is no DNA, other lengths, or a representation without a bound.
         """
-        if not isinstance(self.flow.spaces, mf.Tokens):
-            raise ValueError(
-                f"scores need a flow of tokens (masking or uniform); {self.config.representation} has no bound yet"
-            )
+        labels = [label] * len(sequences) if label is None or isinstance(label, str) else list(label)
+        if len(labels) != len(sequences):
+            raise ValueError(f"{len(labels)} labels for {len(sequences)} sequences: give one label, or one for each")
+        check_scorable(self.config, sequences, labels)
         if not sequences:
             return []
-        tokens, mask, _ = encode(sequences)
-        if not bool(mask.all()) or tokens.shape[1] > self.config.length:
-            raise ValueError(f"sequences to score must have one length of at most {self.config.length}")
+        tokens = encode(sequences)[0]
         value = self.flow.elbo(
             tokens,
             samples=samples,
-            cond=class_number(self.config, label, len(tokens)),
+            cond=self._classes(labels),
             generator=torch.Generator().manual_seed(seed),
         )
         return (value / tokens.shape[1]).tolist()
 
-    # ---------------------------------------------------------------- internals
-
-    def _steered(self, label: str | None, guidance: float, oracle: Any, scale: float) -> mf.Flow:
-        flow = self.flow
-        if guidance != 1:
-            if label is None:
-                raise ValueError("guidance strengthens a class: give label= too")
-            flow = ClassifierFree(flow, guidance)
-        return Oracle(flow, oracle, scale) if oracle is not None else flow
-
-    def _template(self, fixed: str | None, length: int | None) -> tuple[Tensor, Tensor]:
-        size = length or (len(fixed) if fixed else self.config.length)
-        if not 1 <= size <= self.config.length:
-            raise ValueError(f"length must lie between 1 and {self.config.length}, got {size}")
-        if fixed is None:
-            return torch.zeros(size, dtype=torch.int64), torch.zeros(size, dtype=torch.bool)
-        if len(fixed) != size:
-            raise ValueError(f"fixed has {len(fixed)} letters, but the sequences have {size}")
-        free = torch.tensor([c in "Nn" for c in fixed])
-        tokens, _, _ = encode(["".join("A" if f else c for c, f in zip(fixed, free.tolist(), strict=True))])
-        return tokens[0], ~free
-
-    def _word(self, motif: str | tuple[str, int], length: int) -> tuple[Tensor, int | None]:
-        letters, place = (motif, None) if isinstance(motif, str) else motif
-        if not letters:
-            raise ValueError("a motif to keep is empty")
-        word = encode([letters])[0][0]
-        last = length - len(word)
-        if last < 0 or (place is not None and not 0 <= place <= last):
-            raise ValueError(f"motif {letters} does not fit at {place} into {length} letters")
-        return word, place
-
-    def _check_kept(
-        self, template: Tensor, is_fixed: Tensor, words: list[tuple[Tensor, int | None]], sites: Sequence[str]
-    ) -> None:
-        for site in sites:
-            if bool(find_sites(template[None], site, mask=is_fixed[None]).any()):
-                raise ValueError(f"the fixed letters hold the site {site} that is to be avoided")
-            for word, _ in words:
-                if bool(find_sites(word[None], site).any()):
-                    raise ValueError(f"the motif {decode(word[None])[0]} holds the site {site} that is to be avoided")
+    def _classes(self, labels: Sequence[str | None]) -> Tensor | None:
+        """The condition of rows of which some may have none: theirs is the number that the networks keep for hidden classes."""
+        if all(label is None for label in labels):
+            return None
+        number: dict[str | None, int] = {name: i for i, name in enumerate(self.config.class_names)}
+        number[None] = len(number)
+        return torch.tensor([number[label] for label in labels])
 
 
-def _place(
-    template: Tensor, is_fixed: Tensor, words: list[tuple[Tensor, int | None]], count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Templates with the motifs put in, ``(count, L)``, and which letters are kept.
+def check_scorable(config: DnaConfig, sequences: Sequence[str], labels: Sequence[str | None]) -> None:
+    """Whether a flow of this configuration can score these sequences under these classes.
 
     Raises:
-        ValueError: the motifs do not fit beside each other and the fixed letters.
+        ValueError: it cannot; says why.
     """
-    tokens, kept = template.repeat(count, 1), is_fixed.repeat(count, 1)
-    for word, place in sorted(words, key=lambda w: w[1] is None):  # those with a place first
-        width = len(word)
-        clash = kept.unfold(1, width, 1) & (tokens.unfold(1, width, 1) != word)
-        overlap = kept.unfold(1, width, 1)
-        free = ~overlap.any(-1) if place is None else ~clash.any(-1)
-        if place is not None:
-            only = torch.zeros_like(free)
-            only[:, place] = True
-            free = free & only
-        if not bool(free.any(-1).all()):
-            raise ValueError(f"the motif {decode(word[None])[0]} finds no room beside what else is to be kept")
-        start = torch.multinomial(free.double(), 1, generator=generator)
-        at = start + torch.arange(width)
-        tokens.scatter_(1, at, word.expand(count, -1))
-        kept.scatter_(1, at, torch.ones_like(at, dtype=torch.bool))
-    return tokens, kept
+    if not can_score(config):
+        raise ValueError(f"scores need a flow of tokens (masking or uniform); {config.representation} has no bound yet")
+    for label in dict.fromkeys(labels):
+        class_number(config, label, 1)
+    if sequences:
+        tokens, mask, _ = encode(sequences)
+        if not bool(mask.all()) or tokens.shape[1] > config.length:
+            raise ValueError(f"sequences to score must have one length of at most {config.length}")
 
 
-def _runs(kept: Tensor) -> tuple[tuple[int, int], ...]:
-    """Runs of True as ``[start, end)``."""
+def can_score(config: DnaConfig) -> bool:
+    """Whether flows of this configuration have a bound on the probability of a sequence."""
+    return config.representation in ("masking", "uniform", "autoregressive")
+
+
+def _passes(made: Tensor, share: Tensor, orders: Sequence[Order]) -> Tensor:
+    """Which rows have the GC share and none of the sites of their order, bool ``(B,)``."""
+    least, most = torch.tensor([order.gc_range for order in orders]).unbind(-1)
+    passes = (share >= least - 1e-6) & (share <= most + 1e-6)
+    for site in dict.fromkeys(site for order in dict.fromkeys(orders) for site in order.avoid_sites):
+        rows = torch.tensor([i for i, order in enumerate(orders) if site in order.avoid_sites])
+        passes[rows] &= ~find_sites(made[rows], site).any(1)
+    return passes
+
+
+def _runs(kept: Tensor) -> list[tuple[tuple[int, int], ...]]:
+    """Runs of True in every row of ``(B, L)`` as ``[start, end)``."""
     edge = torch.nn.functional.pad(kept.int(), (1, 1)).diff()
-    return tuple(zip((edge == 1).nonzero().flatten().tolist(), (edge == -1).nonzero().flatten().tolist(), strict=True))
+    runs: list[list[tuple[int, int]]] = [[] for _ in range(len(kept))]
+    for (row, start), end in zip((edge == 1).nonzero().tolist(), (edge == -1).nonzero()[:, 1].tolist(), strict=True):
+        runs[row].append((start, end))
+    return [tuple(some) for some in runs]

@@ -1,0 +1,1 @@
+"""The sequence designer over HTTP: a queue, a worker process with the models, and a page."""
