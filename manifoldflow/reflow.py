@@ -6,6 +6,9 @@ these pairs keeps the law of both ends and lets the geodesic between them be fol
     pairs = make_pairs(flow, 50_000, generator=generator)
     faster = reflow(flow, pairs)
     straightness(flow, pairs), straightness(faster, make_pairs(faster, 1_000))
+
+With ``ReflowConfig(times="start")`` the student only learns where trajectories end, and samples in one evaluation of the network: the
+distillation of Dirichlet flow matching (Stark et al. 2024, section 3.5), for every flow that predicts endpoints or logits.
 """
 
 import copy
@@ -17,7 +20,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from manifoldflow.discrete import Tokens
 from manifoldflow.flow import Flow
+from manifoldflow.paths import DirichletPath, SphericalBridge
 from manifoldflow.sampling.steps import Step
 from manifoldflow.state import State, fields, first_tensor, like, map_state, masked_mean, where_mask
 
@@ -218,7 +223,8 @@ class ReflowConfig:
         ema: decay of the averaged weights that are returned, warmed up as (1 + n) / (10 + n).
         gradient_clip: bound on the norm of the gradient.
         times: law of the training times on the flow's ``time_range``: ``"uniform"``, ``"u_shaped"``, or ``"warped"`` by the
-            flow's ``time_warp``, which is for curved trajectories: straight ones have no fine detail near t = 1.
+            flow's ``time_warp``, which is for curved trajectories: straight ones have no fine detail near t = 1; or
+            ``"start"``, t = 0 alone, for a student that is only asked there: ``sample(..., steps=1)``.
         sharpness: of the U shape, see :func:`u_shaped_times`.
     """
 
@@ -227,7 +233,7 @@ class ReflowConfig:
     learning_rate: float = 1e-3
     ema: float = 0.999
     gradient_clip: float = 1.0
-    times: Literal["uniform", "u_shaped", "warped"] = "uniform"
+    times: Literal["uniform", "u_shaped", "warped", "start"] = "uniform"
     sharpness: float = 4.0
 
     def __post_init__(self) -> None:
@@ -239,8 +245,8 @@ class ReflowConfig:
             )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
-        if self.times not in ("uniform", "u_shaped", "warped"):
-            raise ValueError(f"times must be 'uniform', 'u_shaped' or 'warped', got {self.times!r}")
+        if self.times not in ("uniform", "u_shaped", "warped", "start"):
+            raise ValueError(f"times must be 'uniform', 'u_shaped', 'warped' or 'start', got {self.times!r}")
         if not self.sharpness >= 0:
             raise ValueError(f"sharpness must not be negative, got {self.sharpness}")
 
@@ -271,8 +277,17 @@ def reflow(
 
     Raises:
         FloatingPointError: the loss became NaN or infinite.
+        ValueError: a path draws its noisy points without the source point, so pairs mean nothing to it: tokens, bridges, and the
+            Dirichlet path but for ``times="start"``.
     """
     config = config or ReflowConfig()
+    for name, path in flow.path.items():
+        if isinstance(path.space, Tokens) or isinstance(path, SphericalBridge):
+            raise ValueError(f"field {name!r}: a sample of {type(path).__name__} is no function of its source point")
+        if isinstance(path, DirichletPath) and config.times != "start":
+            raise ValueError(
+                f"field {name!r}: DirichletPath draws its points without the source point; distil with times='start'"
+            )
     student = copy.deepcopy(flow).train()
     # The target of a pair is its own velocity: an average over the batch is for independent pairs.
     student.path = {
@@ -303,7 +318,7 @@ def reflow(
                 dtype=reference.dtype,
                 device=reference.device,
             )
-            t = low + (high - low) * t
+            t = torch.zeros_like(t) if config.times == "start" else low + (high - low) * t
         loss = student.loss(x1, t=t, generator=generator, **batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

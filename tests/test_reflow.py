@@ -304,3 +304,71 @@ def test_bad_input_says_what_to_do(base: mf.Flow) -> None:
     broken = Pairs(pairs.x0, first_tensor(pairs.x1) * math.nan)
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         reflow(base, broken, ReflowConfig(steps=2, batch_size=3))
+
+
+class JointPosterior(nn.Module):
+    """Exact posterior of two dependent tokens on a Dirichlet or Fisher-Rao path, from the evidence of each."""
+
+    def __init__(self, law: Tensor, evidence: Any) -> None:
+        super().__init__()
+        self.law, self.evidence = law, evidence
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        own = self.evidence(x, t)
+        joint = self.law.log() + own[:, 0, :, None] + own[:, 1, None, :]
+        return torch.stack([joint.logsumexp(2), joint.logsumexp(1)], 1)
+
+
+class Pairwise(nn.Module):
+    """A small network that sees both tokens."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4 * k + 1, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2 * k)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        flat = torch.cat([x, x.clamp_min(1e-4).log()], -1).flatten(1)
+        return self.net(torch.cat([flat, t[:, None]], -1)).reshape(x.shape)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "fisher_rao"])
+def test_a_student_in_one_step_knows_which_tokens_go_together(kind: str) -> None:
+    k = 4
+    law = 0.02 + 0.8 * torch.eye(k).roll(1, 0)
+    law = law / law.sum()
+    space = mf.Simplex(k)
+    if kind == "dirichlet":
+        path: Any = mf.DirichletPath(most=30.0)
+        options: dict[str, Any] = {}
+        teacher = mf.Flow(space, nn.Identity(), path=path)
+        teacher.model = JointPosterior(law, lambda x, t: 29 * t[:, None, None] * x.clamp_min(1e-30).log())
+    else:
+        path, options = mf.Geodesic(), {"predicts": "logits"}
+        teacher = mf.Flow(space, nn.Identity(), path=path, **options)
+        teacher.model = JointPosterior(law, lambda x, t: space.corner_evidence(x, 1 - t[:, None, None]))
+
+    def off(flow: mf.Flow, steps: int) -> float:
+        made = flow.sample((20_000, 2), steps=steps, method="midpoint" if steps > 1 else "euler", generator=gen(5))
+        token = made.argmax(-1)
+        share = torch.bincount(token[:, 0] * k + token[:, 1], minlength=k * k) / len(token)
+        return float((share - law.flatten()).abs().sum() / 2)
+
+    torch.manual_seed(0)
+    pairs = make_pairs(teacher, (20_000, 2), steps=20, method="midpoint", generator=gen(1))
+    student = mf.Flow(space, Pairwise(k), path=path, **options)
+    config = ReflowConfig(steps=700, batch_size=512, learning_rate=4e-3, ema=0.99, times="start")
+    student = reflow(student, pairs, config, generator=gen(2))
+    assert off(teacher, 20) < 0.03
+    assert off(teacher, 1) > 0.5  # one step of the teacher draws the two tokens by themselves
+    assert off(student, 1) < 0.15
+
+
+def test_pairs_mean_nothing_to_paths_that_draw_without_the_source() -> None:
+    pairs = Pairs(torch.ones(4, 2, 3) / 3, torch.eye(3)[torch.zeros(4, 2, dtype=torch.int64)])
+    dirichlet = mf.Flow(mf.Simplex(3), Pairwise(3), path=mf.DirichletPath())
+    with pytest.raises(ValueError, match="times='start'"):
+        reflow(dirichlet, pairs)
+    with pytest.raises(ValueError, match="no function of its source"):
+        reflow(mf.Flow(mf.Tokens(3), nn.Identity()), pairs)

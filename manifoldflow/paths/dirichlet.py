@@ -81,14 +81,14 @@ class DirichletPath:
         """A draw of Dir(1 + (a(t) - 1) x1).
 
         Args:
-            x0: unused but for its shape.
+            x0: source points: what is returned at t = 0, where the law is that of the source; unused later.
             x1: corners ``(..., K)``.
             t: times in [0, 1], leading axes of the batch.
             generator: of the draw.
         """
         alpha = torch.as_tensor(expand_time(self.alpha(t), x1, 1)).expand((*x1.shape[:-1], 1))
         gamma = torch._standard_gamma(1 + (alpha - 1) * x1, generator=generator)
-        x = gamma / gamma.sum(-1, keepdim=True)
+        x = torch.where(alpha == 1, x0, gamma / gamma.sum(-1, keepdim=True))
         return NoisyPoint(x, t, x1)
 
     def conditional_velocity(self, x: Tensor, x1: Tensor, t: Tensor) -> Tensor:
