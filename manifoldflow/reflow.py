@@ -7,8 +7,8 @@ these pairs keeps the law of both ends and lets the geodesic between them be fol
     faster = reflow(flow, pairs)
     straightness(flow, pairs), straightness(faster, make_pairs(faster, 1_000))
 
-With ``ReflowConfig(times="start")`` the student only learns where trajectories end, and samples in one evaluation of the network: the
-distillation of Dirichlet flow matching (Stark et al. 2024, section 3.5), for every flow that predicts endpoints or logits.
+With ``ReflowConfig(times="start")`` the student only learns where trajectories end, and samples in one evaluation of the network:
+the distillation of Dirichlet flow matching (Stark et al. 2024, section 3.5), for every flow that predicts endpoints or logits.
 """
 
 import copy
