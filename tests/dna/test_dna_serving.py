@@ -473,6 +473,9 @@ def test_calls_are_kept_short_and_waits_are_foreseen():
     assert pace.wait(large, [job]) == pytest.approx(1008 / 40)
     pace.expect({"tiny": 1.0, "other": 1.0})
     assert pace.wait(job, []) == pytest.approx(8 / 40)  # what was measured under way stays
+    for _ in range(100):
+        pace.correct(pace.wait(job, [job] * 10), 4.2)  # it takes twice as long, and the model does not know why
+    assert pace.wait(job, [job] * 10) == pytest.approx(4.2, rel=0.01)
 
 
 def test_an_order_draws_more_while_nothing_passes_and_then_gives_up():

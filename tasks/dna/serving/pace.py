@@ -21,6 +21,7 @@ class Pace:
     def __init__(self) -> None:
         self._rate: dict[str, float] = {}
         self._is_trusted: set[str] = set()
+        self._bias = 1.0
 
     def expect(self, rates: Mapping[str, float]) -> None:
         """Start from these rates, where nothing better is known."""
@@ -51,7 +52,13 @@ class Pace:
         if job.model not in self._is_trusted:
             return 0.0
         own = self._seconds(job)
-        return own + sum(min(self._seconds(other), max(own, QUANTUM)) for other in others)
+        return own + self._bias * sum(min(self._seconds(other), max(own, QUANTUM)) for other in others)
+
+    def correct(self, foreseen: float, taken: float) -> None:
+        """Note how long a job took that ``wait`` gave so many seconds: the machine may have other things to do, too."""
+        if foreseen > 1.0:
+            self._bias *= min(2.0, max(0.5, taken / foreseen)) ** 0.2
+            self._bias = min(5.0, max(0.5, self._bias))
 
     def _seconds(self, job: Job) -> float:
         rate = self._rate.get(job.model)

@@ -70,8 +70,8 @@ class Scheduler:
         """
         if self._is_closing:
             raise Refused(503, ENDING)
-        self._admit(job)
-        job.future, job.deadline = asyncio.get_running_loop().create_future(), time.monotonic() + self.timeout
+        foreseen, start = self._admit(job), time.monotonic()
+        job.future, job.deadline = asyncio.get_running_loop().create_future(), start + self.timeout
         self._queue.append(job)
         self.requests += 1
         self._wake.set()
@@ -85,12 +85,13 @@ class Scheduler:
                 raise Refused(499, "the client has gone")
             raise Refused(504, f"no result within {self.timeout:g} s; ask for fewer sequences or try again later")
         finally:
+            self._pace.correct(foreseen, time.monotonic() - start)
             self._drop(job)
             if gone is not None:
                 gone.cancel()
 
-    def _admit(self, job: Job) -> None:
-        """Refuse what would wait too long, before it takes a place that others could use."""
+    def _admit(self, job: Job) -> float:
+        """Seconds that a job will probably take; refuse what would take too long before it has a place that others could use."""
         others = [*self._queue, *(other for other in self._running if not other.future.done())]
         own, wait = self._pace.wait(job, []), self._pace.wait(job, others)
         if own > HOPELESS * self.timeout:
@@ -100,6 +101,7 @@ class Scheduler:
             raise _busy(f"the queue is full ({self.capacity} requests)", wait)
         if others and wait > SURE * self.timeout:
             raise _busy(f"the server is busy ({len(others)} requests before this one, about {wait:.0f} s)", wait)
+        return wait
 
     def _shed(self) -> None:
         """Let go of those that will not be done in the time they have left: the models may have become slower, or were away."""

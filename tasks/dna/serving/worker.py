@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
 
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds in which a new worker must have loaded its models."""
 
 
