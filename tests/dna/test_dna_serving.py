@@ -29,6 +29,9 @@ from tasks.dna.serving.pace import Pace  # noqa: E402
 from tasks.dna.serving.worker import WorkerLost  # noqa: E402
 
 MOTIF = ">MA0000.1 box\nA [ 0 9 0 9 0 9 0 9 ]\nC [ 0 0 0 0 0 0 0 0 ]\nG [ 0 0 0 0 0 0 0 0 ]\nT [ 9 0 9 0 9 0 9 0 ]\n"
+WAIT = 120
+"""Seconds after which a test of a real server fails; on a busy machine a worker needs more than ten to start."""
+
 QUICK = {"steps": 2, "n": 3}
 
 
@@ -83,15 +86,15 @@ async def client_of(folder, **options):
     app = create_app(models(folder), **options)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=20) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=WAIT) as client:
             client.app = app
             yield client
 
 
 async def until(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen within 10 s"
+        assert time.monotonic() < deadline, f"it did not happen within {WAIT} s"
         await asyncio.sleep(0.005)
 
 
@@ -139,7 +142,7 @@ BAD = [
     ("/v1/design", {"labell": "a"}, 422, "unknown field 'labell' (did you mean 'label'?)"),
     ("/v1/design", {"motifs": [{"letter": "A"}]}, 422, "motifs[0].letters is missing"),
     ("/v1/design", {"motifs": [{"letters": "TAТA"}]}, 422, "at position 3 is no letter of DNA"),  # a Cyrillic T
-    ("/v1/design", {"motifs": [{"letters": "ſ"}]}, 422, "is no letter of DNA"),  # whose upper case is S
+    ("/v1/design", {"motifs": [{"letters": "ſ"}]}, 422, "is no letter of DNA"),
     ("/v1/design", {"motifs": [{"letters": "TATAN"}]}, 422, "'N' at position 5"),
     ("/v1/design", {"motifs": [{"letters": ""}]}, 422, "motifs[0].letters"),
     ("/v1/design", {"motifs": [{"letters": "ACGT", "start": -1}]}, 422, "motifs[0].start"),
@@ -155,6 +158,7 @@ BAD = [
     ("/v1/design", b'{"fixed": "\\ud800"}', 422, "fixed: "),
     ("/v1/design", {"length": 41}, 422, "between 1 and 40, got 41"),
     ("/v1/design", {"avoid_sites": ["GAATTX"]}, 422, "avoid_sites[0]: 'X' at position 6 is no IUPAC code"),
+    ("/v1/design", {"avoid_sites": ["G\u017f"]}, 422, "is no IUPAC code"),  # its upper case is S
     ("/v1/design", {"avoid_sites": ["A"] * 33}, 422, "avoid_sites: "),
     ("/v1/design", {"avoid_sites": ["N"]}, 422, "only 0 of"),
     ("/v1/design", {"fixed": "GAATTC" + 34 * "N", "avoid_sites": ["GAATTC"]}, 422, "fixed letters hold"),
@@ -215,7 +219,8 @@ def test_the_page_is_served_and_no_other_file(folder, tmp_path, monkeypatch):
     async def body(client, held):
         root = await client.get("/")
         assert root.text == "the page" and "default-src 'self'" in root.headers["Content-Security-Policy"]
-        assert (await client.get("/static/app.js")).text == "the script"
+        script = await client.get("/static/app.js")
+        assert script.text == "the script" and script.headers["cache-control"] == "no-cache"
         outside = ["/static/../secret.js", "/static/%2e%2e/secret.js", "/static/..%2fsecret.js", "/static/link.js"]
         for path in [*outside, "/static/", "/static//etc/passwd", f"/static/{tmp_path}/secret.js", "/secret.js"]:
             status, answer = await raw_get(client.app, path)
@@ -558,36 +563,35 @@ def test_models_are_named_after_their_files_and_a_taken_port_is_told(folder, tmp
 
 @pytest.fixture(scope="module")
 def server(folder):
-    app = create_app(models(folder), timeout=30, threads=1)
+    app = create_app(models(folder), timeout=WAIT, threads=1)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_level="warning", ws="none")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
     thread.start()
+    asyncio.run(until(lambda: app.state.worker.is_ready))
     yield app, f"http://127.0.0.1:{listener.getsockname()[1]}"
     running.should_exit = True
-    thread.join(20)
+    thread.join(WAIT)
     assert not thread.is_alive()
     assert not app.state.worker.check()  # no process is left behind
 
 
 def test_a_killed_worker_is_replaced_and_no_request_is_lost(server):
     app, address = server
-    with httpx.Client(base_url=address, timeout=60) as client:
+    with httpx.Client(base_url=address, timeout=WAIT) as client:
         assert client.post("/v1/design", json=QUICK).status_code == 200  # once the first worker is there
         before = client.get("/healthz").json()["restarts"]
         os.kill(app.state.worker.pid, signal.SIGSTOP)  # so that what follows is under way
         codes = []
         asked = [QUICK | {"seed": 5}] + [QUICK] * 4
         threads = [
-            threading.Thread(target=lambda a=a: codes.append(httpx.post(f"{address}/v1/design", json=a, timeout=60)))
+            threading.Thread(target=lambda a=a: codes.append(httpx.post(f"{address}/v1/design", json=a, timeout=WAIT)))
             for a in asked
         ]
         for thread in threads:
             thread.start()
-        deadline = time.monotonic() + 10
-        while client.get("/healthz").json()["queued"] < 5 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        asyncio.run(until(lambda: app.state.scheduler.queued == 5))
         os.kill(app.state.worker.pid, signal.SIGKILL)
         for thread in threads:
             thread.join()
@@ -604,16 +608,16 @@ def test_large_bodies_are_refused_before_they_are_read(server):
         for _ in range(40 * 16):
             yield 65536 * b" "
 
-    with httpx.Client(base_url=address, timeout=30) as client:
+    with httpx.Client(base_url=address, timeout=WAIT) as client:
         json_type = {"Content-Type": "application/json"}
         check_refusal(client.post("/v1/design", content=10_000_000 * b" ", headers=json_type), 413, "10000000 bytes")
         check_refusal(client.post("/v1/design", content=endless(), headers=json_type), 413, "more than 262144")
     # The refusal comes while the body is still to be sent.
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=WAIT) as raw:
         raw.sendall(b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
-    with socket.create_connection((host, int(port)), timeout=10) as raw:
+    with socket.create_connection((host, int(port)), timeout=WAIT) as raw:
         raw.sendall(b"nonsense\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 400")
 
@@ -625,11 +629,11 @@ def test_a_client_that_leaves_is_dropped_from_the_queue(server):
     try:
         body = json.dumps(QUICK).encode()
         head = f"POST /v1/design HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        raw = socket.create_connection((host, int(port)), timeout=10)
+        raw = socket.create_connection((host, int(port)), timeout=WAIT)
         raw.sendall(head.encode() + b"\r\n\r\n" + body)
         asyncio.run(until(lambda: app.state.scheduler.queued == 1))
         raw.close()
         asyncio.run(until(lambda: app.state.scheduler.queued == 0))
     finally:
         os.kill(app.state.worker.pid, signal.SIGCONT)
-    assert httpx.post(f"{address}/v1/design", json=QUICK, timeout=30).status_code == 200
+    assert httpx.post(f"{address}/v1/design", json=QUICK, timeout=WAIT).status_code == 200

@@ -37,6 +37,15 @@ MOST_TEXT = 65_536
 """Sequences times samples that one request may have scored."""
 
 
+class PageFiles(StaticFiles):
+    """The page's files, asked for anew: an upgrade must not pair old scripts with a new page."""
+
+    def file_response(self, *args: Any, **options: Any) -> Response:
+        response = super().file_response(*args, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 class Catalogue:
     """The models that are served: their configurations and motifs, without their weights.
 
@@ -143,7 +152,7 @@ def create_app(
     app.state.worker = caller
     app.add_middleware(BodyLimit, most=body_bytes)
     if PAGE.is_dir():
-        app.mount("/static", StaticFiles(directory=PAGE), name="static")
+        app.mount("/static", PageFiles(directory=PAGE), name="static")
     _handle_errors(app)
     _add_routes(app, catalogue)
     return app

@@ -79,7 +79,7 @@ async function design() {
       say("");
       setBusy(false); // so that the field can take the focus
       const isMine = error.status >= 400 && error.status < 500 && error.status !== 429;
-      if (!(isMine && showRefusal(error.message, request))) $("form-error").textContent = error.message;
+      if (!(isMine && showRefusal(error.message, request))) $("form-error").textContent = error.message[0].toUpperCase() + error.message.slice(1);
     }
   } finally {
     clearInterval(clock);
