@@ -80,7 +80,7 @@ def test_weights_of_any_flow_can_be_read_into_one_of_the_same_shape(tmp_path: Pa
 
 
 def test_an_unknown_path_or_name_lists_the_embedded_checkpoints(tmp_path: Path) -> None:
-    assert "embedded ones are proteins" in fails("protein", FileNotFoundError)
+    assert "embedded ones are dna_ctcf_pu1, dna_promoters, proteins" in fails("protein", FileNotFoundError)
     assert "not a file" in fails(tmp_path / "gone.safetensors", FileNotFoundError)
     assert "not a file" in fails(tmp_path, FileNotFoundError)  # a folder
 

@@ -170,7 +170,7 @@ def test_files_of_an_earlier_run_are_replaced_or_kept_but_never_in_silence(
             ["'5/A1-6' spans 11 residues, which does not fit a length of 10"],
         ),
         (["--out", "{}/good.pdb"], ["good.pdb: is a file, expected a folder"]),
-        (["--checkpoint", "protein"], ["no checkpoint 'protein'", "embedded ones are proteins"]),
+        (["--checkpoint", "protein"], ["no checkpoint 'protein'", "embedded ones are dna_ctcf_pu1, dna_promoters, proteins"]),
         (["--checkpoint", "{}/good.pdb"], ["good.pdb: cannot be read as a checkpoint"]),
     ],
 )
