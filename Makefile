@@ -29,7 +29,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## design protein backbones with the embedded checkpoint: build/demo/*.pdb, report.html, overview.png
-	$(BIN)/python -m tasks.proteins.demo --out $(DEMO)
+	$(BIN)/python -m manifoldflow.tasks.proteins.demo --out $(DEMO)
 
 test: $(STAMP)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q

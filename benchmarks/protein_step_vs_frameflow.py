@@ -22,7 +22,7 @@ STEPS = 4
 
 def one(length: int) -> tuple[float, float, int]:
     """CPU seconds per step, peak megabytes over the loaded network, and the number of parameters."""
-    from tasks.proteins.flow import build
+    from manifoldflow.tasks.proteins.flow import build
 
     torch.set_num_threads(1)
     flow = build().eval()

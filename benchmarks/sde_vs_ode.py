@@ -26,7 +26,7 @@ from benchmarks._bench import versions
 from manifoldflow.distributions import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.metrics import mmd, wasserstein
-from tasks.densities.embedded import sphere_mixture, torus_mixture
+from manifoldflow.tasks.densities.embedded import sphere_mixture, torus_mixture
 
 STEPS = 100
 

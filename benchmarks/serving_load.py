@@ -168,7 +168,7 @@ def worker_of(pid: int) -> int:
 def make_checkpoint(folder: Path) -> Path:
     """An untrained flow: the load does not depend on the weights."""
     import manifoldflow as mf
-    from tasks.dna.flow import DnaConfig, build
+    from manifoldflow.tasks.dna.flow import DnaConfig, build
 
     return mf.save(build(DnaConfig(length=100, classes="a,b")), folder / "untrained.safetensors")
 
@@ -192,7 +192,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = options.checkpoint or str(make_checkpoint(Path(folder)))
         arguments = f"{[checkpoint]!r}, port=0, threads={options.threads!r}, queue={options.queue}"
-        code = f"from tasks.dna.serving.commands import serve; serve({arguments})"
+        code = f"from manifoldflow.tasks.dna.serving.commands import serve; serve({arguments})"
         server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         try:
             assert server.stdout is not None

@@ -107,7 +107,7 @@ def dots(axes: Any, points: Any, **style: Any) -> None:
 
 def draw_concepts(flow: mf.Flow, data: Tensor) -> None:
     """Space, path, velocity, kernel and density on one sphere."""
-    from tasks.densities.plot_style import density_colours
+    from manifoldflow.tasks.densities.plot_style import density_colours
 
     sphere = mf.Sphere(2)
     generator = torch.Generator().manual_seed(4)

@@ -157,7 +157,11 @@ def _builder(name: str, path: Path) -> Callable[[dict[str, Any]], Flow]:
             f"{path}: this checkpoint holds weights only; load them with manifoldflow.load(path, into=flow)"
         )
     module, _, function = name.partition(":")
-    tasks = {entry.value.partition(":")[0] for entry in entry_points(group="manifoldflow.tasks")} | {"tasks"}
+    if module.startswith("tasks."):  # the name that the tasks had before version 0.2
+        module = f"manifoldflow.{module}"
+    tasks = {entry.value.partition(":")[0] for entry in entry_points(group="manifoldflow.tasks")} | {
+        "manifoldflow.tasks"
+    }
     if not any(module == task or module.startswith(task + ".") for task in tasks):
         raise ValueError(
             f"{path}: names the builder {name!r}, which is in no installed task ({', '.join(sorted(tasks))})"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROG = "manifoldflow"
 GROUP = "manifoldflow.tasks"
+OURS = "manifoldflow.tasks."
 USAGE = f"usage: {PROG} VERB TASK [options]"
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -89,11 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def find_tasks() -> dict[str, EntryPoint]:
     """The registered tasks by name, unloaded; those beside this package too where its metadata is missing (PYTHONPATH)."""
     found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if not any(entry.module.startswith("tasks.") for entry in found.values()):
-        folder = Path(__file__).resolve().parents[1] / "tasks"
+    if not any(entry.module.startswith(OURS) for entry in found.values()):
+        folder = Path(__file__).resolve().parent / "tasks"
         for init in sorted(folder.glob("*/__init__.py")):
             name = init.parent.name
-            found.setdefault(name, EntryPoint(name, f"tasks.{name}", GROUP))
+            found.setdefault(name, EntryPoint(name, OURS + name, GROUP))
     return dict(sorted(found.items()))
 
 
@@ -107,9 +108,9 @@ def load_task(entry: EntryPoint) -> ModuleType:
     try:
         task = entry.load()
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == entry.module.split(".")[0]:
+        if error.name is None or (error.name + ".").startswith(entry.module.split(".")[0] + "."):
             raise ImportError(f"task {entry.name!r} is registered as {entry.value!r}, but: {error}") from error
-        extra = f"'manifoldflow[{entry.name}]'" if entry.module.startswith("tasks.") else error.name.split(".")[0]
+        extra = f"'manifoldflow[{entry.name}]'" if entry.module.startswith(OURS) else error.name.split(".")[0]
         raise ImportError(
             f"task {entry.name!r} needs the package {error.name!r}; install it with: pip install {extra}"
         ) from error

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import manifoldflow as mf
 from manifoldflow import checkpoint
-from tasks.proteins.flow import ProteinConfig, build
-from tasks.proteins.model import NetworkConfig
+from manifoldflow.tasks.proteins.flow import ProteinConfig, build
+from manifoldflow.tasks.proteins.model import NetworkConfig
 
 SMALL = NetworkConfig(width=16, depth=1, heads=2, points=2, hidden=16, pair_hidden=4)
 
@@ -134,10 +134,12 @@ def test_weights_of_another_version_that_do_not_fit_name_that_version(saved: Pat
 @pytest.mark.parametrize("builder", ["os:system", "subprocess:run", "manifoldflow.checkpoint:save", "tasksx.evil:f"])
 def test_a_file_cannot_choose_code_outside_the_tasks(saved: Path, builder: str) -> None:
     message = fails(altered(saved, builder=builder))
-    assert repr(builder) in message and "in no installed task (tasks" in message
+    assert repr(builder) in message and "in no installed task (manifoldflow.tasks" in message
 
 
-@pytest.mark.parametrize("builder", ["tasks.dragons:build", "tasks.proteins.flow:bild", "tasks.proteins.flow"])
+@pytest.mark.parametrize(
+    "builder", ["tasks.dragons:build", "manifoldflow.tasks.proteins.flow:bild", "manifoldflow.tasks.proteins.flow"]
+)
 def test_a_task_or_builder_that_is_not_there_is_named(saved: Path, builder: str) -> None:
     assert f"cannot import its builder {builder!r}" in fails(altered(saved, builder=builder))
 

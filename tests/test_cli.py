@@ -277,7 +277,7 @@ def test_result_with_an_exit_code_sets_that_of_the_program(toy: Recorder, return
 
 def test_task_beside_the_package_is_found_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "entry_points", lambda group: [])
-    assert cli.find_tasks()["proteins"].value == "tasks.proteins"
+    assert cli.find_tasks()["proteins"].value == "manifoldflow.tasks.proteins"
 
 
 def test_every_command_of_every_bundled_task_has_a_parser_and_help(monkeypatch: pytest.MonkeyPatch) -> None:

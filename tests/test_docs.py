@@ -141,7 +141,7 @@ def test_quoted_benchmark_numbers_are_those_of_the_table() -> None:
 
 
 def test_config_file_of_the_large_model_is_accepted_and_builds() -> None:
-    from tasks.proteins import build
+    from manifoldflow.tasks.proteins import build
 
     parsed = parse("manifoldflow train proteins --config tasks/proteins/config.yaml --data d")
     written = yaml.safe_load((TASK / "config.yaml").read_text(encoding="utf-8"))

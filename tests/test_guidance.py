@@ -5,8 +5,7 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree, NoisyClassifier, Oracle, Particles
-from tests.test_jumps import CASES, ExactPosterior, exact_flow, law, marginal, total_variation
-from tests.test_simplex_paths import DirichletPosterior
+from testkit.exact import CASES, DirichletPosterior, ExactPosterior, exact_flow, law, marginal, total_variation
 
 DOUBLE = torch.float64
 TOKEN_CASES = {name: CASES[name] for name in ("masking", "uniform", "unequal source")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import manifoldflow as mf
-from tests.test_jumps import total_variation
+from testkit.exact import total_variation
 
 DOUBLE = torch.float64
 K = 6

@@ -78,12 +78,13 @@ def test_every_direct_dependency_is_pinned_in_constraints() -> None:
 def test_wheel_holds_the_packages_their_data_and_the_licence(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    assert {"manifoldflow/py.typed", "manifoldflow/cli.py", "tasks/proteins/__init__.py"} <= names
+    assert {"manifoldflow/py.typed", "manifoldflow/cli.py", "manifoldflow/tasks/proteins/__init__.py"} <= names
     for folder in ("checkpoints", "reference"):
         here = {f"manifoldflow/data/{folder}/{p.name}" for p in (ROOT / "data" / folder).iterdir() if p.is_file()}
         assert here and here <= names
-    tops, kinds = ("manifoldflow", "tasks"), ("*.py", "*.html", "*.css", "*.js")
-    sources = {str(p.relative_to(ROOT)) for top in tops for kind in kinds for p in (ROOT / top).rglob(kind)}
+    kinds = ("*.py", "*.html", "*.css", "*.js")
+    sources = {str(p.relative_to(ROOT)) for kind in kinds for p in (ROOT / "manifoldflow").rglob(kind)}
+    sources |= {f"manifoldflow/{p.relative_to(ROOT)}" for kind in kinds for p in (ROOT / "tasks").rglob(kind)}
     assert sources <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]

@@ -5,6 +5,7 @@ import scipy.stats
 import torch
 
 import manifoldflow as mf
+from testkit.exact import DirichletPosterior
 
 DOUBLE = torch.float64
 
@@ -18,18 +19,6 @@ class Fixed(torch.nn.Module):
 
     def forward(self, x, t):
         return self.logits.to(x.dtype).expand(x.shape)
-
-
-class DirichletPosterior(torch.nn.Module):
-    """Exact posterior of the corner for a law p of the corners: p_i x_i^(a - 1)."""
-
-    def __init__(self, path, p):
-        super().__init__()
-        self.path, self.p = path, p
-
-    def forward(self, x, t):
-        alpha = self.path.alpha(t).reshape(-1, *[1] * (x.ndim - 1))
-        return self.p.log().to(x.dtype) + (alpha - 1) * x.clamp_min(1e-30).log()
 
 
 @pytest.mark.parametrize("k", [3, 20])

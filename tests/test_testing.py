@@ -12,8 +12,8 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds import FromGeoopt
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, rotvec_to_matrix
+from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 from manifoldflow.testing import check_equivariance, check_manifold, check_path, pairs_at_length
-from tasks.proteins.model import FrameTransformer, NetworkConfig
 
 FRAMES = {"trans": mf.Euclidean(3), "rots": mf.SO3()}
 

@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from tasks.densities.commands import evaluate, plot, sample, train
-from tasks.densities.data import DataSet, load_data
-from tasks.densities.flow import DensityConfig, build
-from tasks.densities.kde import KernelDensity, fit_kde
-from tasks.densities.splits import split
+from manifoldflow.tasks.densities.commands import evaluate, plot, sample, train
+from manifoldflow.tasks.densities.data import DataSet, load_data
+from manifoldflow.tasks.densities.flow import DensityConfig, build
+from manifoldflow.tasks.densities.kde import KernelDensity, fit_kde
+from manifoldflow.tasks.densities.splits import split
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,

@@ -14,13 +14,13 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
+from manifoldflow.tasks.densities.data import DataSet, load_data
+from manifoldflow.tasks.densities.fitting import baselines, fit_density, flow_score
+from manifoldflow.tasks.densities.flow import DensityConfig
+from manifoldflow.tasks.densities.spaces import name_of, to_table
+from manifoldflow.tasks.densities.splits import Split, SplitKind, seen_share, split
+from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
-from tasks.densities.data import DataSet, load_data
-from tasks.densities.fitting import baselines, fit_density, flow_score
-from tasks.densities.flow import DensityConfig
-from tasks.densities.spaces import name_of, to_table
-from tasks.densities.splits import Split, SplitKind, seen_share, split
-from tasks.shared import write_json
 
 TRAINING = TrainConfig(
     max_steps=5000, schedule="cosine", warmup_steps=100, validate_every=1000, checkpoint_every=1000, log_every=100
@@ -182,7 +182,7 @@ def plot(
         title: above the picture; the set's name by default.
         data_folder: where the shared sets lie.
     """
-    from tasks.densities.plots import density_figure, save_figure
+    from manifoldflow.tasks.densities.plots import density_figure, save_figure
 
     if samples < 0 or steps < 1:
         raise ValueError(f"--samples must be at least 0 and --steps at least 1, got {samples} and {steps}")

@@ -17,9 +17,9 @@ from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.quaternion import UnitQuaternion
 from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.manifolds.torus import Torus
-from tasks.densities.spaces import TOLERANCE, distance_off, sizes, space_of, to_points
-from tasks.densities.tables import Table, read_table
-from tasks.shared import find_shared
+from manifoldflow.tasks.densities.spaces import TOLERANCE, distance_off, sizes, space_of, to_points
+from manifoldflow.tasks.densities.tables import Table, read_table
+from manifoldflow.tasks.shared import find_shared
 
 Units = Literal["degrees", "radians"]
 
@@ -70,11 +70,12 @@ def load_data(
 
     Names: ``earthquake``, ``volcano`` (sphere); ``torsions:General`` and the other residue classes (torus of phi, psi);
     ``rotamers:GLN`` and the other residue types (torus of phi, psi and all chi); the generated sets of
-    :mod:`tasks.densities.embedded`.
+    :mod:`manifoldflow.tasks.densities.embedded`.
 
     Args:
         spec: name or file.
-        manifold: of a file, such as ``"sphere"``, ``"torus:3"``, ``"so3"``, see :data:`tasks.densities.spaces.NAMES`.
+        manifold: of a file, such as ``"sphere"``, ``"torus:3"``, ``"so3"``; see
+            :data:`manifoldflow.tasks.densities.spaces.NAMES`.
         columns: of a file: column names or numbers from 1, as a list or with commas; of an NPZ file the array's name.
         units: of angles; degrees unless told otherwise, radians for rotation vectors.
         group_column: column whose equal values belong together (chains, patients), for splits that keep them on one side.
@@ -95,7 +96,7 @@ def load_data(
     if named:
         return _named(named, drop_nan, data_folder)
     if spec in embedded:
-        from tasks.densities.embedded import load_embedded
+        from manifoldflow.tasks.densities.embedded import load_embedded
 
         made = load_embedded(spec)
         return DataSet(spec, made.space, torch.cat([made.train, made.test]).double(), [])
@@ -198,7 +199,7 @@ def _named(name: str, drop_nan: bool, data_folder: str | Path | None) -> DataSet
 
 def _embedded_names() -> list[str]:
     try:
-        from tasks.densities.embedded import embedded_names
+        from manifoldflow.tasks.densities.embedded import embedded_names
     except ImportError:
         return []
     return list(embedded_names())

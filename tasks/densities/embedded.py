@@ -14,8 +14,8 @@ from manifoldflow.checkpoint import data_path
 from manifoldflow.distributions import Distribution, MeshBumps
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.mesh_shapes import torus_mesh
-from tasks.densities.so3_toy import SCALE, modes
-from tasks.densities.swissroll import swiss_roll
+from manifoldflow.tasks.densities.so3_toy import SCALE, modes
+from manifoldflow.tasks.densities.swissroll import swiss_roll
 
 TRAIN, TEST = 10_000, 2_000
 TURN = 2 * math.pi
@@ -72,7 +72,7 @@ def torus5_mixture() -> Distribution:
 
 
 def so3_modes() -> Distribution:
-    """27 heat kernels on a lattice of rotations, the set of :mod:`tasks.densities.so3_toy`."""
+    """27 heat kernels on a lattice of rotations, the set of :mod:`manifoldflow.tasks.densities.so3_toy`."""
     return mf.Mixture(tuple(mf.IGSO3(SCALE, mean=centre) for centre in modes()), manifold=mf.UnitQuaternion())
 
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.tasks.densities.data import DataSet
+from manifoldflow.tasks.densities.flow import DensityConfig, build
+from manifoldflow.tasks.densities.kde import fit_all, has_kernel
+from manifoldflow.tasks.densities.spaces import name_of
+from manifoldflow.tasks.densities.splits import Split
 from manifoldflow.training import TrainConfig, fit
-from tasks.densities.data import DataSet
-from tasks.densities.flow import DensityConfig, build
-from tasks.densities.kde import fit_all, has_kernel
-from tasks.densities.spaces import name_of
-from tasks.densities.splits import Split
 
 CHOOSING_ROWS, CHOOSING_STEPS = 256, 80
 """Validation points, and solver steps, of the score that the weights are chosen by. With few steps the solver's error grows as

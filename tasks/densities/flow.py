@@ -8,7 +8,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
-from tasks.densities.spaces import space_of
+from manifoldflow.tasks.densities.spaces import space_of
 
 Features = Literal["auto", "coordinates", "waves", "landmarks"]
 
@@ -72,7 +72,9 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
         except TypeError as error:
             raise ValueError(f"density flow configuration: {str(error).split('__init__() ')[-1]}") from None
     if config.features == "auto":
-        raise ValueError("features='auto' is resolved by the data (tasks.densities.fitting.suited); name them here")
+        raise ValueError(
+            "features='auto' is resolved by the data (manifoldflow.tasks.densities.fitting.suited); name them here"
+        )
     space = space_of(config.manifold)
     kind = mf.nn.TangentResNet if config.network == "resnet" else mf.nn.TangentMLP
     network = kind(
@@ -88,7 +90,7 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
         path=mf.Geodesic(average_targets=config.low_variance),
         time_warp=mf.Late(config.finest) if config.finest and config.late else None,
     )
-    flow.builder, flow.config = "tasks.densities.flow:build", asdict(config)
+    flow.builder, flow.config = "manifoldflow.tasks.densities.flow:build", asdict(config)
     return flow
 
 

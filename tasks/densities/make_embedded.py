@@ -1,6 +1,6 @@
 """Write the generated sets of ``data/densities``.
 
-python -m tasks.densities.make_embedded
+python -m manifoldflow.tasks.densities.make_embedded
 """
 
 import os
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from manifoldflow.checkpoint import data_path
-from tasks.densities.embedded import LAWS, embedded_names, load_embedded, make_set
+from manifoldflow.tasks.densities.embedded import LAWS, embedded_names, load_embedded, make_set
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A flow on a triangle mesh: three bumps on a torus, on a bumpy sphere, or on a closed mesh of yours.
 
-    python -m tasks.densities.meshes --mesh torus --seconds 60
-    python -m tasks.densities.meshes --mesh bunny.obj --kernel diffusion --out bunny.json
+    python -m manifoldflow.tasks.densities.meshes --mesh torus --seconds 60
+    python -m manifoldflow.tasks.densities.meshes --mesh bunny.obj --kernel diffusion --out bunny.json
 
 Source uniform by area, paths that descend a spectral premetric (Chen & Lipman 2024, section 3.2). The density of the data is
 known, so the scores stand beside the best possible ones.
@@ -20,7 +20,7 @@ from rich.progress import Progress
 import manifoldflow as mf
 from manifoldflow.distributions import MeshBumps
 from manifoldflow.manifolds.mesh_shapes import bumpy_sphere_mesh, torus_mesh
-from tasks.shared import write_json
+from manifoldflow.tasks.shared import write_json
 
 SHAPES: dict[str, Callable[[], mf.Mesh]] = {"torus": torus_mesh, "bumpy": bumpy_sphere_mesh}
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_matrix, rotvec_to_matrix
-from tasks.densities.maps import dots_on_map, draw_map, map_grid
-from tasks.densities.plot_style import (
+from manifoldflow.tasks.densities.maps import dots_on_map, draw_map, map_grid
+from manifoldflow.tasks.densities.plot_style import (
     Array,
     Panels,
     arrange,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manifoldflow.manifolds.mesh import Mesh
-from tasks.densities.plot_style import (
+from manifoldflow.tasks.densities.plot_style import (
     DATA,
     Array,
     Panels,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
-from tasks.densities.plot_style import (
+from manifoldflow.tasks.densities.plot_style import (
     DATA,
     SAMPLES,
     Array,

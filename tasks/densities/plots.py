@@ -16,9 +16,9 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.mesh import Mesh
-from tasks.densities.maps import dots_on_map, draw_map, map_grid
-from tasks.densities.plot_rotations import rotation_figure
-from tasks.densities.plot_style import (
+from manifoldflow.tasks.densities.maps import dots_on_map, draw_map, map_grid
+from manifoldflow.tasks.densities.plot_rotations import rotation_figure
+from manifoldflow.tasks.densities.plot_style import (
     Array,
     Panels,
     arrange,
@@ -30,8 +30,8 @@ from tasks.densities.plot_style import (
     shared_range,
     thin,
 )
-from tasks.densities.plot_surfaces import mesh_figure, triangle_figure
-from tasks.densities.plot_torus import corner_figure, plane_figure
+from manifoldflow.tasks.densities.plot_surfaces import mesh_figure, triangle_figure
+from manifoldflow.tasks.densities.plot_torus import corner_figure, plane_figure
 
 LogDensity = Callable[[Tensor], Tensor]
 

@@ -1,7 +1,7 @@
 """The runs behind the tables in this folder's README: one model per data set, split, recipe and seed.
 
-    python -m tasks.densities.protocol --out runs/densities --table main
-    python -m tasks.densities.protocol --out runs/densities --show
+    python -m manifoldflow.tasks.densities.protocol --out runs/densities --table main
+    python -m manifoldflow.tasks.densities.protocol --out runs/densities --show
 
 Every finished run is kept in ``OUT/table.json``, so a run that was stopped goes on with what is missing.
 """
@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from manifoldflow.tasks.densities.commands import TRAINING
+from manifoldflow.tasks.densities.data import EARTH, TORSIONS, load_data
+from manifoldflow.tasks.densities.fitting import baselines, fit_density, flow_score
+from manifoldflow.tasks.densities.flow import DensityConfig
+from manifoldflow.tasks.densities.splits import seen_share, split
+from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
-from tasks.densities.commands import TRAINING
-from tasks.densities.data import EARTH, TORSIONS, load_data
-from tasks.densities.fitting import baselines, fit_density, flow_score
-from tasks.densities.flow import DensityConfig
-from tasks.densities.splits import seen_share, split
-from tasks.shared import write_json
 
 RECIPES = {
     "default": DensityConfig(),

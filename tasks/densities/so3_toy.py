@@ -3,7 +3,7 @@
 The published toy (FoldFlow, Bose et al. 2024, section 5.1) compares sampled rotations with a test set. Here the set is a
 mixture with a known law, so that the floor, exact samples against exact samples, is known too. Run it with
 
-    python -m tasks.densities.so3_toy --seeds 0-4 --out so3_toy.json
+    python -m manifoldflow.tasks.densities.so3_toy --seeds 0-4 --out so3_toy.json
 
 W1 and W2 are true Wasserstein distances of the rotation angle in radians. The published code prints OT of d^2 as "W1" (our
 W2 squared) and the root of OT of d^4 as "W2" (our W4 squared); both are in the JSON as ``code_W1`` and ``code_W2``.

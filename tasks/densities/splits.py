@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.densities.data import DataSet, merge_equal, point_keys
+from manifoldflow.tasks.densities.data import DataSet, merge_equal, point_keys
 
 SplitKind = Literal["published", "deduplicated", "chain"]
 

@@ -4,7 +4,7 @@ The toy of Statistical Flow Matching (Cheng et al. 2024, section 4.1), in its pr
 Adam at 1e-3, and the negative log-likelihood of the *training* points with respect to dp_1 dp_2, so a smaller number means a
 better fit, not a better model. Run it with
 
-    python -m tasks.densities.swissroll --seeds 0-4 --out swissroll.json
+    python -m manifoldflow.tasks.densities.swissroll --seeds 0-4 --out swissroll.json
 """
 
 import argparse

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
-from tasks.dna.alphabet import decode, encode, reverse_complement
-from tasks.dna.commands import evaluate, load_flow, plot, sample, train
-from tasks.dna.designer import Design, SequenceDesigner
-from tasks.dna.flow import DnaConfig, build, sample_tokens
-from tasks.dna.model import ConvNet, Transformer
-from tasks.dna.motifs import Motif, read_motifs
-from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
-from tasks.dna.serving.commands import serve
+from manifoldflow.tasks.dna.alphabet import decode, encode, reverse_complement
+from manifoldflow.tasks.dna.commands import evaluate, load_flow, plot, sample, train
+from manifoldflow.tasks.dna.designer import Design, SequenceDesigner
+from manifoldflow.tasks.dna.flow import DnaConfig, build, sample_tokens
+from manifoldflow.tasks.dna.model import ConvNet, Transformer
+from manifoldflow.tasks.dna.motifs import Motif, read_motifs
+from manifoldflow.tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.serving.commands import serve
 
 COMMANDS: dict[str, Callable[..., Any]] = {
     "train": train,

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from manifoldflow.paths import Jumps, Masking
 from manifoldflow.paths.logits import NoisyPoint
-from tasks.dna.model import STACK, SequenceNet
+from manifoldflow.tasks.dna.model import STACK, SequenceNet
 
 
 class LeftToRight(Masking):
@@ -59,7 +59,9 @@ class LeftToRight(Masking):
 
 
 class CausalConvNet(SequenceNet):
-    """:class:`tasks.dna.model.ConvNet` with kernels that reach to the left only; the logits of a letter see those before it.
+    """:class:`manifoldflow.tasks.dna.model.ConvNet` with kernels that reach to the left only.
+
+    The logits of a letter see those before it.
 
     Args:
         length, classes, categories, width, kernel, dilations, dropout: as there.

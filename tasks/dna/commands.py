@@ -11,14 +11,14 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree
+from manifoldflow.tasks.dna.evaluation import compare_sets
+from manifoldflow.tasks.dna.fitting import fit_flow
+from manifoldflow.tasks.dna.flow import DnaConfig, sample_tokens
+from manifoldflow.tasks.dna.motifs import find_motif, read_motifs
+from manifoldflow.tasks.dna.reading import load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.splits import split
+from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
-from tasks.dna.evaluation import compare_sets
-from tasks.dna.fitting import fit_flow
-from tasks.dna.flow import DnaConfig, sample_tokens
-from tasks.dna.motifs import find_motif, read_motifs
-from tasks.dna.reading import load_set, read_sequences, write_fasta
-from tasks.dna.splits import split
-from tasks.shared import write_json
 
 TRAINING = TrainConfig(
     max_steps=20_000, schedule="cosine", warmup_steps=200, learning_rate=2e-3, validate_every=1000, checkpoint_every=500
@@ -201,7 +201,7 @@ def plot(
         split_seed: as in training.
         data_folder: where the shared sets lie.
     """
-    from tasks.dna.plots import plot_profiles
+    from manifoldflow.tasks.dna.plots import plot_profiles
 
     made = read_sequences(samples, unknown="drop")
     real = load_set(data, unknown="drop", species=species, data_folder=data_folder)
@@ -218,7 +218,7 @@ def load_flow(checkpoint: str) -> tuple[mf.Flow, DnaConfig]:
     path = Path(checkpoint)
     path = path / "model.safetensors" if path.is_dir() else path
     flow = mf.load(path)
-    if flow.builder != "tasks.dna.flow:build":
+    if flow.builder != "manifoldflow.tasks.dna.flow:build":
         raise ValueError(f"{path} is no sequence flow (it was built by {flow.builder})")
     return flow, DnaConfig(**(flow.config or {}))
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree, Oracle
-from tasks.dna.alphabet import decode, encode
-from tasks.dna.commands import class_number, load_flow, sampler
-from tasks.dna.flow import DnaConfig, to_state, to_tokens
-from tasks.dna.metrics import gc_content
-from tasks.dna.motifs import find_sites
-from tasks.dna.orders import BATCH, Order, Progress, make_order, place
+from manifoldflow.tasks.dna.alphabet import decode, encode
+from manifoldflow.tasks.dna.commands import class_number, load_flow, sampler
+from manifoldflow.tasks.dna.flow import DnaConfig, to_state, to_tokens
+from manifoldflow.tasks.dna.metrics import gc_content
+from manifoldflow.tasks.dna.motifs import find_sites
+from manifoldflow.tasks.dna.orders import BATCH, Order, Progress, make_order, place
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class SequenceDesigner:
     """Designs sequences with a trained flow, and scores sequences by it.
 
     Args:
-        flow: of :func:`tasks.dna.flow.build`, any representation.
+        flow: of :func:`manifoldflow.tasks.dna.flow.build`, any representation.
         config: its configuration.
     """
 
@@ -135,7 +135,7 @@ class SequenceDesigner:
         """Draw sequences for several orders in one call of the model; of each, those that pass.
 
         Args:
-            orders: of :func:`tasks.dna.orders.make_order`, all of one ``shape``.
+            orders: of :func:`manifoldflow.tasks.dna.orders.make_order`, all of one ``shape``.
             rows: sequences to draw for each.
             generator: of every draw.
             oracle, oracle_scale: as for :meth:`stream`, of all of them.

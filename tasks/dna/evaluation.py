@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.dna.fitting import Classifier, accuracy, features_of, fit_classifier
-from tasks.dna.metrics import (
+from manifoldflow.tasks.dna.fitting import Classifier, accuracy, features_of, fit_classifier
+from manifoldflow.tasks.dna.metrics import (
     correlation,
     diversity,
     frechet_distance,
@@ -15,9 +15,9 @@ from tasks.dna.metrics import (
     kmer_spectrum,
     nearest_edit_distance,
 )
-from tasks.dna.motifs import Motif, hit_rate, position_profile, threshold
-from tasks.dna.reading import SequenceSet
-from tasks.dna.splits import Split
+from manifoldflow.tasks.dna.motifs import Motif, hit_rate, position_profile, threshold
+from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.splits import Split
 
 P_VALUE = 1e-4
 """A site counts from the score on that a random one reaches with this probability."""

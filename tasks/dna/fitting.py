@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
+from manifoldflow.tasks.dna.alphabet import reverse_complement
+from manifoldflow.tasks.dna.flow import DnaConfig, build, to_state
+from manifoldflow.tasks.dna.reading import SequenceSet
 from manifoldflow.training import TrainConfig, fit
-from tasks.dna.alphabet import reverse_complement
-from tasks.dna.flow import DnaConfig, build, to_state
-from tasks.dna.reading import SequenceSet
 
 VALIDATION_ROWS = 1024
 """Sequences, with fixed times and noise, of the score that the weights are chosen by."""

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
-from tasks.dna.autoregressive import CausalConvNet, LeftToRight
-from tasks.dna.model import STACK, ConvNet, Transformer
+from manifoldflow.tasks.dna.autoregressive import CausalConvNet, LeftToRight
+from manifoldflow.tasks.dna.model import STACK, ConvNet, Transformer
 
 Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform", "autoregressive"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
@@ -117,7 +117,7 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
     if config.pin_share > 0 and kind != "autoregressive":  # which sees all that is to the left as it is anyway
         options["pin"] = RandomPieces(config.pin_share)
     flow = mf.Flow(spaces, _network(config), **options)
-    flow.builder, flow.config = "tasks.dna.flow:build", asdict(config)
+    flow.builder, flow.config = "manifoldflow.tasks.dna.flow:build", asdict(config)
     return flow
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks.dna.alphabet import LETTERS, allowed_letters
+from manifoldflow.tasks.dna.alphabet import LETTERS, allowed_letters
 
 CELLS = 2**24
 """Numbers that a scan holds at once; results do not depend on it."""

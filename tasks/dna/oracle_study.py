@@ -1,6 +1,6 @@
 """Can a score steer samples to strong motifs and leave the rest as it is? With a gradient, and without one.
 
-    python -m tasks.dna.oracle_study --checkpoint runs/dna/ctcf_pu1_masking --out oracle.json
+    python -m manifoldflow.tasks.dna.oracle_study --checkpoint runs/dna/ctcf_pu1_masking --out oracle.json
 
 Unconditional samples of a flow are steered to a motif by its score: by :class:`manifoldflow.guidance.Oracle` through the expected
 score, and by :class:`manifoldflow.guidance.Particles` through the best score of a sequence, of which no gradient is taken. The
@@ -18,13 +18,13 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.guidance import Oracle, Particles
-from tasks.dna.commands import load_flow, sampler
-from tasks.dna.flow import sample_tokens
-from tasks.dna.metrics import diversity, jensen_shannon, kmer_spectrum
-from tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, score_all
-from tasks.dna.reading import load_set
-from tasks.dna.splits import split
-from tasks.shared import find_shared, write_json
+from manifoldflow.tasks.dna.commands import load_flow, sampler
+from manifoldflow.tasks.dna.flow import sample_tokens
+from manifoldflow.tasks.dna.metrics import diversity, jensen_shannon, kmer_spectrum
+from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, score_all
+from manifoldflow.tasks.dna.reading import load_set
+from manifoldflow.tasks.dna.splits import split
+from manifoldflow.tasks.shared import find_shared, write_json
 
 SOFTNESS = 1.0
 """Bits within which places compete for the gradient."""

@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from tasks.dna.alphabet import allowed_letters, decode, encode
-from tasks.dna.commands import class_number, sampler
-from tasks.dna.flow import DnaConfig
-from tasks.dna.motifs import find_sites
+from manifoldflow.tasks.dna.alphabet import allowed_letters, decode, encode
+from manifoldflow.tasks.dna.commands import class_number, sampler
+from manifoldflow.tasks.dna.flow import DnaConfig
+from manifoldflow.tasks.dna.motifs import find_sites
 
 MOST = 100_000
 """Sequences that one call may ask for."""

@@ -1,7 +1,7 @@
 """Generated promoter-like sequences whose law is known exactly: random letters with planted motifs.
 
 The embedded set, ``data/dna/planted.npz``, is for tests, demos and first steps without real data. Write it anew with
-``python -m tasks.dna.planted``; the numbers are the same every time.
+``python -m manifoldflow.tasks.dna.planted``; the numbers are the same every time.
 """
 
 import os
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from manifoldflow.checkpoint import data_path
-from tasks.dna.motifs import Motif
-from tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.motifs import Motif
+from manifoldflow.tasks.dna.reading import SequenceSet
 
 NAME, ROWS = "planted", 6000
 

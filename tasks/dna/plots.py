@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tasks.dna.evaluation import PROFILE_P_VALUE
-from tasks.dna.motifs import Motif, position_profile, threshold
-from tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.evaluation import PROFILE_P_VALUE
+from manifoldflow.tasks.dna.motifs import Motif, position_profile, threshold
+from manifoldflow.tasks.dna.reading import SequenceSet
 
 
 def plot_profiles(made: SequenceSet, real: SequenceSet, motif: Motif, path: str | Path, *, origin: int = 0) -> Path:

@@ -1,7 +1,7 @@
 """The table of this folder's README: five representations and a baseline, trained, sampled and judged alike.
 
-    python -m tasks.dna.protocol --data ctcf_pu1 --motifs jaspar2016_vertebrates.pfm --motif MA0139.1,MA0080.4
-    python -m tasks.dna.protocol --data ctcf_pu1 --show
+    python -m manifoldflow.tasks.dna.protocol --data ctcf_pu1 --motifs jaspar2016_vertebrates.pfm --motif MA0139.1,MA0080.4
+    python -m manifoldflow.tasks.dna.protocol --data ctcf_pu1 --show
 
 Every finished model is kept in ``OUT/table_DATA.json``, so a run that was stopped goes on with what is missing; training goes
 on in its own folder. Samples are drawn twice: with the classes of the training part as they come, without guidance, which words
@@ -18,15 +18,15 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree
+from manifoldflow.tasks.dna.commands import load_flow, sampler
+from manifoldflow.tasks.dna.evaluation import compare_sets
+from manifoldflow.tasks.dna.fitting import Classifier, fit_classifier, fit_flow
+from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, sample_tokens
+from manifoldflow.tasks.dna.motifs import Motif, find_motif, read_motifs
+from manifoldflow.tasks.dna.reading import SequenceSet, load_set
+from manifoldflow.tasks.dna.splits import Split, split
+from manifoldflow.tasks.shared import find_shared, write_json
 from manifoldflow.training import TrainConfig
-from tasks.dna.commands import load_flow, sampler
-from tasks.dna.evaluation import compare_sets
-from tasks.dna.fitting import Classifier, fit_classifier, fit_flow
-from tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, sample_tokens
-from tasks.dna.motifs import Motif, find_motif, read_motifs
-from tasks.dna.reading import SequenceSet, load_set
-from tasks.dna.splits import Split, split
-from tasks.shared import find_shared, write_json
 
 DEFAULT = [name for name in REPRESENTATIONS if name != "linear"]
 

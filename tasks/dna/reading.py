@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tasks.dna.alphabet import Unknown, decode, encode
-from tasks.shared import find_shared
+from manifoldflow.tasks.dna.alphabet import Unknown, decode, encode
+from manifoldflow.tasks.shared import find_shared
 
 SHARED = {
     "ctcf_pu1": "chipseq_ctcf_pu1_100.csv.gz",
@@ -65,12 +65,12 @@ def load_set(
 
     Args:
         name: one of :data:`SHARED`, "planted" (generated, part of this package), or the path of a FASTA, CSV or TSV file.
-        unknown: as for :func:`tasks.dna.alphabet.encode`.
+        unknown: as for :func:`manifoldflow.tasks.dna.alphabet.encode`.
         species: keep only these rows, where the set has a column ``species``.
-        data_folder: folder with ``dna/``; see :func:`tasks.shared.find_shared`.
+        data_folder: folder with ``dna/``; see :func:`manifoldflow.tasks.shared.find_shared`.
     """
     if name == "planted":
-        from tasks.dna.planted import load_planted
+        from manifoldflow.tasks.dna.planted import load_planted
 
         return load_planted()
     if name in SHARED:
@@ -97,7 +97,7 @@ def read_sequences(
     Args:
         path: of the file.
         column, label_column: of a table, if they have other names.
-        unknown: what to do with codes for several letters, see :func:`tasks.dna.alphabet.encode`.
+        unknown: what to do with codes for several letters, see :func:`manifoldflow.tasks.dna.alphabet.encode`.
         species: keep only rows with this value in the column ``species``.
         seed: of the draws of ``unknown="random"``.
 

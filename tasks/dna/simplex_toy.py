@@ -9,7 +9,7 @@ score is KL(samples || law), averaged over the positions, beside
 - the floor, (K - 1) / 2N: what N exact draws score;
 - the uniform sampler: what ignoring the data scores.
 
-    python -m tasks.dna.simplex_toy --categories 20 40 80 --out simplex_toy.json
+    python -m manifoldflow.tasks.dna.simplex_toy --categories 20 40 80 --out simplex_toy.json
 """
 
 import argparse

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.dna.alphabet import reverse_complement
-from tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.alphabet import reverse_complement
+from manifoldflow.tasks.dna.reading import SequenceSet
 
 SHARES = (0.8, 0.1)
 """For training and validation; the rest is for testing."""

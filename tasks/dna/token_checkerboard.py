@@ -4,7 +4,7 @@ The protocol of flow_matching's notebook: a 4 x 4 board of 128 x 128 places, an 
 bound as loss, 64 steps. The entropy of the data is log(128^2 / 2) = 9.011 nats, which no bound on the negative log-likelihood can
 beat on average.
 
-    python -m tasks.dna.token_checkerboard --out token_checkerboard.json --plot token_checkerboard.png
+    python -m manifoldflow.tasks.dna.token_checkerboard --out token_checkerboard.json --plot token_checkerboard.png
 """
 
 import argparse

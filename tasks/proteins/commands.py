@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
+from manifoldflow.tasks.proteins.batches import TokenBatches
+from manifoldflow.tasks.proteins.data import ProteinDataset, collate, split_by_cluster
+from manifoldflow.tasks.proteins.flow import ProteinConfig, build
 from manifoldflow.training import TrainConfig, fit
-from tasks.proteins.batches import TokenBatches
-from tasks.proteins.data import ProteinDataset, collate, split_by_cluster
-from tasks.proteins.flow import ProteinConfig, build
 
 DEFAULT_STEPS = 30
 
@@ -50,7 +50,7 @@ def train(
         init: checkpoint (file or name) to start from instead of random weights; its model configuration is used.
         resume: continue the run in `out`, or start it if there is none.
     """
-    from tasks.proteins.reflow import PairDataset
+    from manifoldflow.tasks.proteins.reflow import PairDataset
 
     seed = training.seed
     torch.manual_seed(seed)
@@ -143,15 +143,16 @@ def sample(
         method: integrator; midpoint and heun call the network twice per step.
         batch_size: backbones that are made together.
         device: cpu, cuda, or auto.
-        relax: move residues by fractions of an angstrom to sound peptide bonds and fewer overlaps (see tasks.proteins.relax);
+        relax: move residues by fractions of an angstrom to sound peptide bonds and fewer overlaps
+            (manifoldflow.tasks.proteins.relax);
             `--relax false` writes the flow's own output.
         report: also write `report.html` and `overview.png`.
     """
     from rich.progress import Progress
 
-    from tasks.proteins.motif import load_motif
-    from tasks.proteins.relax import relax as relax_frames
-    from tasks.proteins.write import write_cif, write_pdb, write_trajectory
+    from manifoldflow.tasks.proteins.motif import load_motif
+    from manifoldflow.tasks.proteins.relax import relax as relax_frames
+    from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
     lengths = [length] if isinstance(length, int) else list(length)
     if not lengths:
@@ -222,7 +223,7 @@ def sample(
 
 def structure_files(folder: Path) -> list[Path]:
     """The structures of a folder in order of their names, trajectories left out."""
-    from tasks.proteins.reading import SUFFIXES, split_suffix
+    from manifoldflow.tasks.proteins.reading import SUFFIXES, split_suffix
 
     return sorted(p for p in folder.iterdir() if split_suffix(p)[1] in SUFFIXES and "_trajectory" not in p.name)
 
@@ -246,7 +247,7 @@ def _extended(motif: Tensor, mask: Tensor) -> Tensor:
 
 
 def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:
-    from tasks.proteins.report import measure, write_overview, write_report
+    from manifoldflow.tasks.proteins.report import measure, write_overview, write_report
 
     coords, mask, index = read_backbones(files)
     measured = measure(coords, mask, residue_index=index, names=[path.stem for path in files])
@@ -259,7 +260,7 @@ def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int
 
 def check_memory(flow: mf.Flow, length: int, batch: int, device: torch.device) -> None:
     """Raise ``ValueError`` if sampling will not fit into the free memory of the device."""
-    from tasks.proteins.model import FrameTransformer
+    from manifoldflow.tasks.proteins.model import FrameTransformer
 
     if not isinstance(flow.model, FrameTransformer):
         return
@@ -290,8 +291,8 @@ def read_backbones(files: list[Path]) -> tuple[Tensor, Tensor, Tensor]:
     """First chain of each file, padded: coords ``(B, N, 4, 3)``, mask ``(B, N)``, residue_index ``(B, N)``."""
     from torch.nn.utils.rnn import pad_sequence
 
-    from tasks.proteins.geometry import BREAK_OFFSET
-    from tasks.proteins.reading import read_structure
+    from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET
+    from manifoldflow.tasks.proteins.reading import read_structure
 
     chains = [read_structure(path)[0] for path in files]
     for path, chain in zip(files, chains, strict=True):
@@ -325,10 +326,10 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from tasks.proteins import metrics
-    from tasks.proteins.reading import SUFFIXES
-    from tasks.proteins.similarity import ca_traces, mean_pairwise_tm
-    from tasks.proteins.similarity import novelty as novelty_of
+    from manifoldflow.tasks.proteins import metrics
+    from manifoldflow.tasks.proteins.reading import SUFFIXES
+    from manifoldflow.tasks.proteins.similarity import ca_traces, mean_pairwise_tm
+    from manifoldflow.tasks.proteins.similarity import novelty as novelty_of
 
     folder = Path(designs)
     if not folder.exists():
@@ -354,8 +355,8 @@ def evaluate(
         scores, _ = novelty_of(traces, reference.traces)
         rows["novelty_tm"], summary["novelty_tm"] = scores, float(scores.mean())
     if designability:
-        from tasks.proteins.designability import ESMFold, ProteinMPNN
-        from tasks.proteins.designability import designability as judge
+        from manifoldflow.tasks.proteins.designability import ESMFold, ProteinMPNN
+        from manifoldflow.tasks.proteins.designability import designability as judge
 
         result = judge(coords, mask, ProteinMPNN(), ESMFold())
         summary |= {k: float(v) for k, v in result.summary().items()}
@@ -419,7 +420,7 @@ def reflow(
     """
     from rich.progress import Progress
 
-    from tasks.proteins.reflow import PairDataset, make_pairs
+    from manifoldflow.tasks.proteins.reflow import PairDataset, make_pairs
 
     for name, value in (("num", num), ("steps", steps), ("batch-size", batch_size)):
         if value < 1:

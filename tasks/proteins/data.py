@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tasks.proteins.batches import TokenBatches
-from tasks.proteins.geometry import BREAK_OFFSET, frames_from_atoms
-from tasks.proteins.reading import read_structure
-from tasks.proteins.store import DatasetWriter, read_index, write_dataset
-from tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER, Chain, read_npz, rebuild_oxygen
+from manifoldflow.tasks.proteins.batches import TokenBatches
+from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET, frames_from_atoms
+from manifoldflow.tasks.proteins.reading import read_structure
+from manifoldflow.tasks.proteins.store import DatasetWriter, read_index, write_dataset
+from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER, Chain, read_npz, rebuild_oxygen
 
 __all__ = [
     "AMINO_ACIDS",

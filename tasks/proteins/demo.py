@@ -19,12 +19,12 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
-from tasks.proteins.commands import DEFAULT_STEPS
-from tasks.proteins.geometry import atoms_from_frames
-from tasks.proteins.reference import Reference, write_text
-from tasks.proteins.relax import relax
-from tasks.proteins.report import Measured, measure, write_overview, write_report
-from tasks.proteins.write import write_pdb
+from manifoldflow.tasks.proteins.commands import DEFAULT_STEPS
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.reference import Reference, write_text
+from manifoldflow.tasks.proteins.relax import relax
+from manifoldflow.tasks.proteins.report import Measured, measure, write_overview, write_report
+from manifoldflow.tasks.proteins.write import write_pdb
 
 SHORTEST, LONGEST = 60, 120  # residues
 BATCH = 8
@@ -84,7 +84,8 @@ def run(
     timings = {"sampling": sampled - start, "metrics": time.perf_counter() - sampled}
     pdb = write_pdb(coords, mask, out, names=m.names)
     table = write_text(out / "metrics.csv", _csv(m))
-    command = f"python -m tasks.proteins.demo --num {num} --steps {steps} --seed {seed} --out {shlex.quote(str(out))}"
+    options = f"--num {num} --steps {steps} --seed {seed} --out {shlex.quote(str(out))}"
+    command = f"python -m manifoldflow.tasks.proteins.demo {options}"
     picture = write_overview(m, None, out / "overview.png")
     page = write_report(m, None, out / "report.html", command=command, checkpoint_info=info, timings=timings)
     _summary(console, m, timings, time.perf_counter() - start, page, picture, table, pdb)
@@ -194,7 +195,7 @@ def _summary(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; exit status 2 and one line where something is wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.proteins.demo", description="Generate protein backbones and a report."
+        prog="python -m manifoldflow.tasks.proteins.demo", description="Generate protein backbones and a report."
     )
     parser.add_argument("--out", type=Path, default=Path("build/demo"), help="folder to write (default: build/demo)")
     parser.add_argument("--num", type=int, default=8, help="number of backbones (default: 8)")

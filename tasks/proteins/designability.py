@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tasks.proteins.superposition import rmsd, tm_score_aligned
+from manifoldflow.tasks.proteins.superposition import rmsd, tm_score_aligned
 
 
 class MissingTool(RuntimeError):

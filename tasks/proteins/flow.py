@@ -9,8 +9,8 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
 from manifoldflow.state import count_of, masked_mean
-from tasks.proteins.geometry import atoms_from_frames, bonded
-from tasks.proteins.model import FrameTransformer, NetworkConfig
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames, bonded
+from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 
 ROTATIONS = {"so3": mf.SO3(), "quaternion": mf.UnitQuaternion()}
 
@@ -57,7 +57,7 @@ def build(config: ProteinConfig | dict[str, Any] | None = None) -> mf.Flow:
         self_condition=c.self_condition,
         pin=RandomMotif(c.pin) if c.pin > 0 else None,
     )
-    flow.builder, flow.config = "tasks.proteins.flow:build", asdict(c)
+    flow.builder, flow.config = "manifoldflow.tasks.proteins.flow:build", asdict(c)
     return flow
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.proteins.structure import BACKBONE
+from manifoldflow.tasks.proteins.structure import BACKBONE
 
 
 @dataclass

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.proteins import secondary_structure, similarity
+from manifoldflow.tasks.proteins import secondary_structure, similarity
 
 CA_CA = 3.8  # angstrom, across a trans peptide bond
 C_N = 1.33  # angstrom, the peptide bond

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_matrix, rotvec_to_matrix
-from tasks.proteins.geometry import BREAK_OFFSET
+from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET
 
 ANGSTROM = 0.1
 """One angstrom in the network's unit."""

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tasks.proteins.geometry import frames_from_atoms
-from tasks.proteins.reading import read_structure
+from manifoldflow.tasks.proteins.geometry import frames_from_atoms
+from manifoldflow.tasks.proteins.reading import read_structure
 
 
 class Motif(NamedTuple):

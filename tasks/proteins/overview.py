@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tasks.proteins import metrics, ribbon
-from tasks.proteins.plots import ramachandran_contours
+from manifoldflow.tasks.proteins import metrics, ribbon
+from manifoldflow.tasks.proteins.plots import ramachandran_contours
 
 if TYPE_CHECKING:
-    from tasks.proteins.report import Measured
+    from manifoldflow.tasks.proteins.report import Measured
 
 INK, SOFT, RULE, ACCENT, REFERENCE = "#17202e", "#5b6778", "#dfe4ec", "#4450c7", "#6b7c93"
 SHOWN = 8
 
 
 def draw_overview(m: "Measured", out_png: str | Path, title: str) -> Path:
-    """Draw and write the picture, atomically; see `tasks.proteins.report.write_overview`."""
+    """Draw and write the picture, atomically; see `manifoldflow.tasks.proteins.report.write_overview`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

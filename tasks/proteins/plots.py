@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.proteins.reference import level_of_mass, rama_grid, smooth_density
+from manifoldflow.tasks.proteins.reference import level_of_mass, rama_grid, smooth_density
 
 Array = NDArray[np.float64]
 STATE_NAMES = ("coil", "helix", "strand")

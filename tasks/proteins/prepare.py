@@ -7,9 +7,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tasks.proteins.reading import SUFFIXES, read_structure, split_suffix
-from tasks.proteins.store import DatasetWriter
-from tasks.proteins.structure import Chain, read_npz
+from manifoldflow.tasks.proteins.reading import SUFFIXES, read_structure, split_suffix
+from manifoldflow.tasks.proteins.store import DatasetWriter
+from manifoldflow.tasks.proteins.structure import Chain, read_npz
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """The evaluation protocol behind the table in this folder's README: one row per checkpoint and number of steps.
 
-    python -m tasks.proteins.protocol --data DATASET --checkpoint proteins --steps 10 20 100 --num 200 --out table.json
+    python -m manifoldflow.tasks.proteins.protocol --data SET --checkpoint proteins --steps 10 20 100 --num 200 --out table.json
 
 Lengths are spread evenly over 60 to 128 residues. Every row is measured twice: as the flow left the samples ("raw") and
-after :func:`tasks.proteins.relax.relax` ("relaxed", what the ``sample`` command writes).
+after :func:`manifoldflow.tasks.proteins.relax.relax` ("relaxed", what the ``sample`` command writes).
 """
 
 import argparse
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
-from tasks.proteins import metrics
-from tasks.proteins.commands import padded_set
-from tasks.proteins.geometry import atoms_from_frames
-from tasks.proteins.relax import relax
-from tasks.proteins.similarity import ca_traces, mean_pairwise_tm, novelty
+from manifoldflow.tasks.proteins import metrics
+from manifoldflow.tasks.proteins.commands import padded_set
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.relax import relax
+from manifoldflow.tasks.proteins.similarity import ca_traces, mean_pairwise_tm, novelty
 
 SHORTEST, LONGEST = 60, 128
 

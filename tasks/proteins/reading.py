@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.proteins.structure import AMINO_ACIDS, BACKBONE, MAX_PEPTIDE_BOND, THREE_LETTER, Chain
+from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, BACKBONE, MAX_PEPTIDE_BOND, THREE_LETTER, Chain
 
 SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".bcif")
 """Readable file types; each also with ``.gz``."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from manifoldflow.checkpoint import data_path
-from tasks.proteins import metrics, similarity
+from manifoldflow.tasks.proteins import metrics, similarity
 
 BINS = 72  # of phi and psi: 5 degrees
 CONTENT_BINS = 20
@@ -29,7 +29,7 @@ def load_reference(path: str | Path | None = None) -> Reference:
     path = data_path(FILE) if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; make it with python -m tasks.proteins.report --reference CHAINS"
+            f"{path}: no such file; make it with python -m manifoldflow.tasks.proteins.report --reference CHAINS"
         )
     try:
         reference = json.loads(path.read_text())

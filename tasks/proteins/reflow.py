@@ -16,10 +16,10 @@ from torch.utils.data import Dataset
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion
 from manifoldflow.reflow import make_pairs as sample_pairs
-from tasks.proteins.geometry import atoms_from_frames
-from tasks.proteins.metrics import ca_distances, clashes, radius_of_gyration
-from tasks.proteins.relax import relax
-from tasks.proteins.secondary_structure import assign
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.metrics import ca_distances, clashes, radius_of_gyration
+from manifoldflow.tasks.proteins.relax import relax
+from manifoldflow.tasks.proteins.secondary_structure import assign
 
 FORMAT = "manifoldflow-pairs-1"
 
@@ -110,8 +110,8 @@ def make_pairs(
 ) -> tuple[int, int]:
     """Sample with ``flow``, relax, keep the pairs that pass the filter, and write them.
 
-    Learning from relaxed samples (:func:`tasks.proteins.relax.relax`) teaches the new flow sound peptide bonds. What is done so
-    far is written every few batches and on Ctrl-C.
+    Learning from relaxed samples (:func:`manifoldflow.tasks.proteins.relax.relax`) teaches the new flow sound peptide bonds.
+    What is done so far is written every few batches and on Ctrl-C.
 
     Args:
         flow: the trained flow.

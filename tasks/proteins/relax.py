@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.rotation import quaternion_to_matrix, rotvec_to_matrix
-from tasks.proteins.geometry import C_N, C_N_CA, CA_C, CA_C_N, N_CA, bonded, local_backbone
+from manifoldflow.tasks.proteins.geometry import C_N, C_N_CA, CA_C, CA_C_N, N_CA, bonded, local_backbone
 
 
 def _opposite(a: float, b: float, angle: float) -> float:

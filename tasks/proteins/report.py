@@ -1,6 +1,6 @@
 """One self-contained HTML page about a set of backbones: a 3D view, plots and numbers beside those of the training set.
 
-    python -m tasks.proteins.report --reference CHAINS... --out data/reference/protein_backbones.json
+    python -m manifoldflow.tasks.proteins.report --reference CHAINS... --out data/reference/protein_backbones.json
 
 makes the reference statistics from prepared data sets or npz files.
 """
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import manifoldflow
-from tasks.proteins import metrics, plots, ribbon, secondary_structure, similarity
-from tasks.proteins.geometry import atoms_from_frames
-from tasks.proteins.overview import draw_overview
-from tasks.proteins.reference import (
+from manifoldflow.tasks.proteins import metrics, plots, ribbon, secondary_structure, similarity
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.overview import draw_overview
+from manifoldflow.tasks.proteins.reference import (
     Reference,
     ca_steps,
     chain_table,
@@ -496,7 +496,7 @@ def _seconds(x: float) -> str:
 
 
 def _read_chains(paths: Sequence[Path], low: int, high: int) -> tuple[list[Any], list[Any]]:
-    from tasks.proteins.data import ProteinDataset, read_npz
+    from manifoldflow.tasks.proteins.data import ProteinDataset, read_npz
 
     coords, indices = [], []
     for path in paths:
@@ -517,7 +517,7 @@ def _read_chains(paths: Sequence[Path], low: int, high: int) -> tuple[list[Any],
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: make reference statistics."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.proteins.report", description="Statistics of real chains for reports."
+        prog="python -m manifoldflow.tasks.proteins.report", description="Statistics of real chains for reports."
     )
     parser.add_argument(
         "--reference", nargs="+", type=Path, required=True, help="prepared data set folders or npz files"

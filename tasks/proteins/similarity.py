@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tasks.proteins.superposition import (
+from manifoldflow.tasks.proteins.superposition import (
     Motion,
     climb,
     d0,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tasks.proteins.structure import Chain
+from manifoldflow.tasks.proteins.structure import Chain
 
 FORMAT_VERSION = 1
 _ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tasks.proteins.formats import Sample, cif_text, pdb_atoms, pdb_text
-from tasks.proteins.geometry import atoms_from_frames
-from tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER
+from manifoldflow.tasks.proteins.formats import Sample, cif_text, pdb_atoms, pdb_text
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER
 
 Backbones = Tensor | NDArray[Any] | Mapping[str, Tensor]
 PerResidue = Tensor | NDArray[Any] | Sequence[Any] | None

@@ -10,9 +10,9 @@ import torch
 import manifoldflow as mf
 from manifoldflow import cli
 from manifoldflow.checkpoint import read_metadata
-from tasks.densities.data import load_data
-from tasks.densities.fitting import suited
-from tasks.densities.flow import DensityConfig, build
+from manifoldflow.tasks.densities.data import load_data
+from manifoldflow.tasks.densities.fitting import suited
+from manifoldflow.tasks.densities.flow import DensityConfig, build
 
 
 def run(capsys, *words):
@@ -184,7 +184,7 @@ def test_the_best_weights_are_kept_not_the_last(trained):
 def test_features_suit_the_data(tmp_path):
     def set_of(manifold, n):
         space = {"sphere:2": mf.Sphere(2), "torus:4": mf.Torus(4, 2 * math.pi)}[manifold]
-        from tasks.densities.data import DataSet
+        from manifoldflow.tasks.densities.data import DataSet
 
         return DataSet("x", space, space.sample_uniform((n,), dtype=torch.float64), [])
 

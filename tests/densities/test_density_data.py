@@ -9,11 +9,11 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.distributions.von_mises import log_normalizer
-from tasks.densities.data import load_data, merge_equal
-from tasks.densities.kde import fit_kde
-from tasks.densities.spaces import NAMES, name_of, space_of, to_points, to_table
-from tasks.densities.splits import seen_share, split
-from tests.conftest import SHARED_DATA, needs_shared_data
+from manifoldflow.tasks.densities.data import load_data, merge_equal
+from manifoldflow.tasks.densities.kde import fit_kde
+from manifoldflow.tasks.densities.spaces import NAMES, name_of, space_of, to_points, to_table
+from manifoldflow.tasks.densities.splits import seen_share, split
+from testkit.shared import SHARED_DATA, needs_shared_data
 
 
 def table(path, lines, header="latitude,longitude"):

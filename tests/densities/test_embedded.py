@@ -7,8 +7,8 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
-from tasks.densities.data import load_data
-from tasks.densities.embedded import (
+from manifoldflow.tasks.densities.data import load_data
+from manifoldflow.tasks.densities.embedded import (
     LAWS,
     embedded_names,
     load_embedded,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.sampling.likelihood import divergence
-from tasks.densities import so3_toy, swissroll
+from manifoldflow.tasks.densities import so3_toy, swissroll
 
 
 def test_the_law_of_the_swiss_roll_integrates_to_one_and_its_draws_have_its_entropy() -> None:

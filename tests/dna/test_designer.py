@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tasks.dna.alphabet import encode
-from tasks.dna.designer import SequenceDesigner
-from tasks.dna.flow import DnaConfig, build
-from tasks.dna.motifs import find_sites
+from manifoldflow.tasks.dna.alphabet import encode
+from manifoldflow.tasks.dna.designer import SequenceDesigner
+from manifoldflow.tasks.dna.flow import DnaConfig, build
+from manifoldflow.tasks.dna.motifs import find_sites
 
 
 def designer(representation="masking", length=30, classes="a,b"):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from manifoldflow.cli import main
+from manifoldflow.tasks.dna.alphabet import decode, encode, reverse_complement
+from manifoldflow.tasks.dna.commands import evaluate, sample, train
+from manifoldflow.tasks.dna.evaluation import compare_sets
+from manifoldflow.tasks.dna.flow import DnaConfig
+from manifoldflow.tasks.dna.reading import load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.splits import split
 from manifoldflow.training import TrainConfig
-from tasks.dna.alphabet import decode, encode, reverse_complement
-from tasks.dna.commands import evaluate, sample, train
-from tasks.dna.evaluation import compare_sets
-from tasks.dna.flow import DnaConfig
-from tasks.dna.reading import load_set, read_sequences, write_fasta
-from tasks.dna.splits import split
 
 WORDS = {"gc": "GGCGCC", "at": "TATAAT"}
 SHORT = TrainConfig(
@@ -81,7 +81,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 
 def test_splits_keep_strands_together():
     generator = torch.Generator().manual_seed(0)
-    from tasks.dna.reading import SequenceSet
+    from manifoldflow.tasks.dna.reading import SequenceSet
 
     tokens = torch.randint(4, (200, 12), generator=generator)
     tokens[100:150] = tokens[:50]
@@ -128,7 +128,7 @@ def test_files_that_are_no_data(tmp_path, capsys):
 def test_the_profile_of_a_motif_is_drawn_for_every_class(tmp_path):
     from matplotlib.image import imread
 
-    from tasks.dna.commands import plot
+    from manifoldflow.tasks.dna.commands import plot
 
     motifs = tmp_path / "box.pfm"
     motifs.write_text(">M1 box\n0 9 0 9 9 9\n0 0 0 0 0 0\n0 0 0 0 0 0\n9 0 9 0 0 0\n")

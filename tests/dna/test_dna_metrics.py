@@ -9,10 +9,10 @@ import scipy.linalg
 import scipy.spatial.distance
 import torch
 
-from tasks.dna.alphabet import decode, encode
-from tasks.dna.evaluation import peak_of_sites
-from tasks.dna.fitting import Classifier
-from tasks.dna.metrics import (
+from manifoldflow.tasks.dna.alphabet import decode, encode
+from manifoldflow.tasks.dna.evaluation import peak_of_sites
+from manifoldflow.tasks.dna.fitting import Classifier
+from manifoldflow.tasks.dna.metrics import (
     correlation,
     diversity,
     edit_distance,
@@ -23,8 +23,8 @@ from tasks.dna.metrics import (
     nearest_distance,
     nearest_edit_distance,
 )
-from tasks.dna.motifs import Motif
-from tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.motifs import Motif
+from manifoldflow.tasks.dna.reading import SequenceSet
 
 
 def random_sequences(count, length, seed=0):

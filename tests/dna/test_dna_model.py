@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import manifoldflow as mf
-from tasks.dna.autoregressive import CausalConvNet
-from tasks.dna.flow import REPRESENTATIONS, DnaConfig, build, sample_tokens, to_state, to_tokens
-from tasks.dna.model import ConvNet, Transformer
+from manifoldflow.tasks.dna.autoregressive import CausalConvNet
+from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, build, sample_tokens, to_state, to_tokens
+from manifoldflow.tasks.dna.model import ConvNet, Transformer
 
 NETS = [ConvNet, Transformer]
 

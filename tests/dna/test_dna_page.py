@@ -11,19 +11,19 @@ import pytest
 import torch
 
 import manifoldflow as mf
-from tasks.dna.alphabet import decode
-from tasks.dna.flow import DnaConfig, build
-from tasks.dna.reading import read_sequences
-from tests.dna.chromium import CHROMIUM, Browser
+from manifoldflow.tasks.dna.alphabet import decode
+from manifoldflow.tasks.dna.flow import DnaConfig, build
+from manifoldflow.tasks.dna.reading import read_sequences
+from testkit.chromium import CHROMIUM, Browser
 
 pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
-from tasks.dna.serving.app import create_app  # noqa: E402
-from tasks.dna.serving.calls import Served  # noqa: E402
-from tasks.dna.serving.desk import Desk  # noqa: E402
-from tasks.dna.serving.tracks import choose_motifs  # noqa: E402
+from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
+from manifoldflow.tasks.dna.serving.calls import Served  # noqa: E402
+from manifoldflow.tasks.dna.serving.desk import Desk  # noqa: E402
+from manifoldflow.tasks.dna.serving.tracks import choose_motifs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium or google-chrome on the path")
 

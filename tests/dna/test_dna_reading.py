@@ -5,10 +5,10 @@ import gzip
 import pytest
 import torch
 
-from tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode, reverse_complement
-from tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
-from tasks.dna.splits import split
-from tests.conftest import needs_shared_data
+from manifoldflow.tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode, reverse_complement
+from manifoldflow.tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.splits import split
+from testkit.shared import needs_shared_data
 
 
 def test_letters_go_there_and_back():

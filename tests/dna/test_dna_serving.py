@@ -13,20 +13,20 @@ import pytest
 import torch
 
 import manifoldflow as mf
-from tasks.dna.designer import SequenceDesigner
-from tasks.dna.flow import DnaConfig, build
-from tasks.dna.orders import Progress, make_order
+from manifoldflow.tasks.dna.designer import SequenceDesigner
+from manifoldflow.tasks.dna.flow import DnaConfig, build
+from manifoldflow.tasks.dna.orders import Progress, make_order
 
 pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
-from tasks.dna.serving.app import create_app  # noqa: E402
-from tasks.dna.serving.calls import Served  # noqa: E402
-from tasks.dna.serving.desk import Desk  # noqa: E402
-from tasks.dna.serving.jobs import DesignJob, ScoreJob, gather, requeue  # noqa: E402
-from tasks.dna.serving.pace import Pace  # noqa: E402
-from tasks.dna.serving.worker import WorkerLost  # noqa: E402
+from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
+from manifoldflow.tasks.dna.serving.calls import Served  # noqa: E402
+from manifoldflow.tasks.dna.serving.desk import Desk  # noqa: E402
+from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob, gather, requeue  # noqa: E402
+from manifoldflow.tasks.dna.serving.pace import Pace  # noqa: E402
+from manifoldflow.tasks.dna.serving.worker import WorkerLost  # noqa: E402
 
 MOTIF = ">MA0000.1 box\nA [ 0 9 0 9 0 9 0 9 ]\nC [ 0 0 0 0 0 0 0 0 ]\nG [ 0 0 0 0 0 0 0 0 ]\nT [ 9 0 9 0 9 0 9 0 ]\n"
 WAIT = 120
@@ -214,7 +214,7 @@ def test_the_page_is_served_and_no_other_file(folder, tmp_path, monkeypatch):
     (page / "app.js").write_text("the script")
     (tmp_path / "secret.js").write_text("the secret")
     (page / "link.js").symlink_to(tmp_path / "secret.js")
-    monkeypatch.setattr("tasks.dna.serving.app.PAGE", page)
+    monkeypatch.setattr("manifoldflow.tasks.dna.serving.app.PAGE", page)
 
     async def body(client, held):
         root = await client.get("/")
@@ -369,7 +369,7 @@ def test_motif_sites_of_designs_are_told_on_either_strand(folder):
     kept = {"motifs": [{"letters": "TATATATA", "start": 5}], "n": 2, "steps": 2, "seed": 0}
 
     async def run():
-        from tasks.dna.serving.app import Catalogue
+        from manifoldflow.tasks.dna.serving.app import Catalogue
 
         held = Held(folder)
         held.desk = Desk(list(Catalogue(models(folder), folder / "box.pfm").served.values()))
@@ -541,7 +541,7 @@ def test_what_is_under_way_when_the_server_ends_is_answered(folder):
 
 
 def test_models_are_named_after_their_files_and_a_taken_port_is_told(folder, tmp_path):
-    from tasks.dna.serving.commands import name_models, serve
+    from manifoldflow.tasks.dna.serving.commands import name_models, serve
 
     run = tmp_path / "peaks_masking"
     run.mkdir()

@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from tasks.dna.alphabet import decode, encode
-from tasks.dna.motifs import (
+from manifoldflow.tasks.dna.alphabet import decode, encode
+from manifoldflow.tasks.dna.motifs import (
     Motif,
     best_hits,
     find_motif,
@@ -19,8 +19,8 @@ from tasks.dna.motifs import (
     score_all,
     threshold,
 )
-from tasks.dna.reading import load_set
-from tests.conftest import SHARED_DATA, needs_shared_data
+from manifoldflow.tasks.dna.reading import load_set
+from testkit.shared import SHARED_DATA, needs_shared_data
 
 
 def some_motifs():

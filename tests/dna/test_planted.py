@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from tasks.dna.motifs import Motif, find_motif, hit_rate, threshold
-from tasks.dna.planted import LAWS, Plant, PlantedLaw, load_planted, make_set
-from tasks.dna.reading import load_set
+from manifoldflow.tasks.dna.motifs import Motif, find_motif, hit_rate, threshold
+from manifoldflow.tasks.dna.planted import LAWS, Plant, PlantedLaw, load_planted, make_set
+from manifoldflow.tasks.dna.reading import load_set
 
 
 def small_law():

@@ -10,14 +10,14 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow import cli
-from tasks.proteins import commands
-from tasks.proteins.commands import read_backbones
-from tasks.proteins.data import Chain, write_dataset
-from tasks.proteins.flow import ProteinConfig, build
-from tasks.proteins.model import NetworkConfig
-from tasks.proteins.reading import read_structure
-from tasks.proteins.reflow import PairDataset, make_pairs
-from tasks.proteins.write import write_pdb
+from manifoldflow.tasks.proteins import commands
+from manifoldflow.tasks.proteins.commands import read_backbones
+from manifoldflow.tasks.proteins.data import Chain, write_dataset
+from manifoldflow.tasks.proteins.flow import ProteinConfig, build
+from manifoldflow.tasks.proteins.model import NetworkConfig
+from manifoldflow.tasks.proteins.reading import read_structure
+from manifoldflow.tasks.proteins.reflow import PairDataset, make_pairs
+from manifoldflow.tasks.proteins.write import write_pdb
 
 Captured = pytest.CaptureFixture[str]
 
@@ -170,7 +170,10 @@ def test_files_of_an_earlier_run_are_replaced_or_kept_but_never_in_silence(
             ["'5/A1-6' spans 11 residues, which does not fit a length of 10"],
         ),
         (["--out", "{}/good.pdb"], ["good.pdb: is a file, expected a folder"]),
-        (["--checkpoint", "protein"], ["no checkpoint 'protein'", "embedded ones are dna_ctcf_pu1, dna_promoters, proteins"]),
+        (
+            ["--checkpoint", "protein"],
+            ["no checkpoint 'protein'", "embedded ones are dna_ctcf_pu1, dna_promoters, proteins"],
+        ),
         (["--checkpoint", "{}/good.pdb"], ["good.pdb: cannot be read as a checkpoint"]),
     ],
 )
@@ -329,9 +332,9 @@ def test_pairs_that_pass_the_filter_are_kept_and_train_a_flow(
     def every_second(coords: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.arange(len(coords)) % 2 == 0
 
-    monkeypatch.setattr("tasks.proteins.reflow.passes", every_second)
+    monkeypatch.setattr("manifoldflow.tasks.proteins.reflow.passes", every_second)
     # Untrained samples are far from any chain; relaxing them is chaotic.
-    monkeypatch.setattr("tasks.proteins.reflow.relax", lambda x, mask: x)
+    monkeypatch.setattr("manifoldflow.tasks.proteins.reflow.relax", lambda x, mask: x)
     out = tmp_path / "pairs"
     text = run(capsys, *reflow(tiny, out, "--num", 6))
     assert "kept 3 of 6 pairs" in text and f"train proteins --data {out} --init {tiny}" in text
@@ -350,14 +353,14 @@ def test_pairs_that_pass_the_filter_are_kept_and_train_a_flow(
 
 
 def test_one_pair_is_too_few_to_train_on(tiny: str, tmp_path: Path, capsys: Captured, monkeypatch: Any) -> None:
-    monkeypatch.setattr("tasks.proteins.reflow.passes", lambda coords, mask: mask.any(-1))
+    monkeypatch.setattr("manifoldflow.tasks.proteins.reflow.passes", lambda coords, mask: mask.any(-1))
     run(capsys, *reflow(tiny, tmp_path / "pairs", "--num", 1))
     line = fails(capsys, *train(tmp_path / "pairs", tmp_path / "run"))
     assert "0 chains for training and 1 for validation, but each needs some" in line
 
 
 def test_reflow_repeats_with_its_seed(tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.proteins.reflow.passes", lambda coords, mask: mask.any(-1))
+    monkeypatch.setattr("manifoldflow.tasks.proteins.reflow.passes", lambda coords, mask: mask.any(-1))
     flow = mf.load(tiny)
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         make_pairs(flow, tmp_path / name, [5, 6], steps=2, seed=seed)

@@ -7,7 +7,7 @@ import textwrap
 import pytest
 import torch
 
-from tasks.proteins.designability import (
+from manifoldflow.tasks.proteins.designability import (
     ESMFold,
     MissingTool,
     ProteinMPNN,

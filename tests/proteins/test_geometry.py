@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import torch
-from conftest import SHARED_DATA, needs_shared_data
 
-from tasks.proteins.geometry import CA_C_O, N_CA_C, atoms_from_frames, frames_from_atoms
-from tasks.proteins.metrics import angle
+from manifoldflow.tasks.proteins.geometry import CA_C_O, N_CA_C, atoms_from_frames, frames_from_atoms
+from manifoldflow.tasks.proteins.metrics import angle
+from testkit.shared import SHARED_DATA, needs_shared_data
 
 
 def random_frames(n: int, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

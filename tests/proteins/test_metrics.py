@@ -1,16 +1,15 @@
 """Backbone metrics against biotite, scipy, closed forms and what is known of real chains."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.proteins import metrics
+from manifoldflow.tasks.proteins import metrics
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
+DATA = SHARED_DATA / "proteins"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +128,7 @@ def test_js_distance_equals_scipy_and_is_bounded_by_one_bit():
     assert metrics.js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item() == pytest.approx(1.0)
 
 
-@needs_data
+@needs_shared_data
 def test_ramachandran_histogram_equals_numpy(real):
     coords, mask, index = real
     angles = metrics.torsions(coords, mask, index)
@@ -142,7 +141,7 @@ def test_ramachandran_histogram_equals_numpy(real):
     assert smooth.min().item() == pytest.approx(0.5 / (counts.sum() + 0.5 * 18**2), rel=1e-6)
 
 
-@needs_data
+@needs_shared_data
 def test_real_chains_pass_the_thresholds_that_samples_are_held_to(real):
     reference = metrics.Reference.build(*real, traces=False)
     result = metrics.summarize(*real, reference=reference)
@@ -162,7 +161,7 @@ def test_real_chains_pass_the_thresholds_that_samples_are_held_to(real):
     assert all(isinstance(value, float) and math.isfinite(value) for value in result.values())
 
 
-@needs_data
+@needs_shared_data
 def test_damage_shows_in_the_number_that_measures_it(real):
     coords, mask, index = (t[:20] for t in real)
     reference = metrics.Reference.build(*real, traces=False)
@@ -177,7 +176,7 @@ def test_damage_shows_in_the_number_that_measures_it(real):
     assert mirrored["rama_js_distance"] > 0.7 and mirrored["ca_ca_within"] == before["ca_ca_within"]
 
 
-@needs_data
+@needs_shared_data
 def test_a_row_of_the_table_is_the_same_alone_and_in_a_padded_batch(real):
     coords, mask, index = real
     reference = metrics.Reference.build(*real, traces=False)
@@ -194,7 +193,7 @@ def test_one_residue_chains_give_nan_for_what_has_no_pair_and_no_error():
     assert table["ca_ca_within"].isnan().all() and table["clashes"].tolist() == [0]
 
 
-@needs_data
+@needs_shared_data
 def test_tm_scores_enter_the_summary_on_request(real):
     short = real[1].sum(1).argsort()[:6]
     coords, mask, index = (t[short[:3], :128] for t in real)

@@ -5,8 +5,8 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion
-from tasks.proteins.flow import ProteinConfig, RandomMotif, build
-from tasks.proteins.model import FrameTransformer, NetworkConfig
+from manifoldflow.tasks.proteins.flow import ProteinConfig, RandomMotif, build
+from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 
 SMALL = NetworkConfig(width=32, depth=3, heads=4, points=3, hidden=64, pair_hidden=8)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tasks.proteins.data import (
+from manifoldflow.tasks.proteins.data import (
     Chain,
     DatasetWriter,
     ProteinDataset,
@@ -22,11 +22,11 @@ from tasks.proteins.data import (
     split_by_cluster,
     write_dataset,
 )
-from tasks.proteins.prepare import prepare
-from tasks.proteins.write import write_cif, write_pdb
+from manifoldflow.tasks.proteins.prepare import prepare
+from manifoldflow.tasks.proteins.write import write_cif, write_pdb
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
+DATA = SHARED_DATA / "proteins"
 
 
 def walk(length: int, seed: int = 0) -> torch.Tensor:
@@ -115,7 +115,7 @@ def test_worker_processes_give_the_same_data_set(tmp_path: Path) -> None:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-@needs_data
+@needs_shared_data
 def test_the_shared_set_with_raw_files_keeps_every_chain_and_its_cluster(tmp_path: Path) -> None:
     result = prepare([str(DATA)], str(tmp_path / "out"), max_length=256)
     assert result.chains == 1752 and result.residues == 102_116 + 81_075 + 249  # npz chains and 1a4w H

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks.proteins.reading import read_structure, residue_type
-from tasks.proteins.structure import AMINO_ACIDS, Chain, read_npz, rebuild_oxygen
+from manifoldflow.tasks.proteins.reading import read_structure, residue_type
+from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, Chain, read_npz, rebuild_oxygen
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
+DATA = SHARED_DATA / "proteins"
 COUNTS = [
     ("1en2.pdb", {"A": 86}),
     ("1en2.cif", {"A": 86}),
@@ -50,7 +50,7 @@ def write(path: Path, *groups: list[str]) -> Path:
     return path
 
 
-@needs_data
+@needs_shared_data
 @pytest.mark.parametrize("file, counts", COUNTS)
 def test_raw_file_has_the_chains_and_residue_counts_of_the_data_card(file: str, counts: dict[str, int]) -> None:
     chains = read_structure(DATA / "raw" / file)
@@ -61,7 +61,7 @@ def test_raw_file_has_the_chains_and_residue_counts_of_the_data_card(file: str, 
             assert np.abs(np.linalg.norm(a - b, axis=-1) - length).max() < 0.2  # no atoms of two alternates mixed
 
 
-@needs_data
+@needs_shared_data
 @pytest.mark.parametrize("entry", ["1en2", "1a8o"])
 def test_pdb_and_mmcif_of_one_entry_agree(entry: str) -> None:
     (a,), (b,) = (read_structure(DATA / "raw" / f"{entry}.{kind}") for kind in ("pdb", "cif"))
@@ -70,7 +70,7 @@ def test_pdb_and_mmcif_of_one_entry_agree(entry: str) -> None:
     assert (a.break_after == b.break_after).all() and np.allclose(a.bfactor, b.bfactor, atol=0.01)
 
 
-@needs_data
+@needs_shared_data
 @pytest.mark.parametrize("file", ["1a8o.pdb", "1a8o.cif", "1orc.pdb", "1ema.cif", "4zhl.cif"])
 def test_raw_file_equals_the_independently_read_chain_of_the_data_set(file: str) -> None:
     chain = read_structure(DATA / "raw" / file)[0]
@@ -80,7 +80,7 @@ def test_raw_file_equals_the_independently_read_chain_of_the_data_set(file: str)
     assert (chain.break_after == truth.break_after).all()
 
 
-@needs_data
+@needs_shared_data
 def test_awkward_residues_of_the_raw_files() -> None:
     light, heavy, inhibitor = read_structure(DATA / "raw" / "1a4w.pdb")
     assert inhibitor.sequence == "DFEEIPEEY"  # the last is sulfotyrosine
@@ -96,7 +96,7 @@ def test_awkward_residues_of_the_raw_files() -> None:
     assert (types[10], types[14], types[16], types[1]) == ("G", "A", "W", "E")
 
 
-@needs_data
+@needs_shared_data
 def test_models_are_read_one_by_one() -> None:
     with np.load(DATA.parent / "ensembles" / "nmr_ensembles.npz") as ensembles:
         for file, models in (("1mf6.pdb", 15), ("1lvz.cif", 20)):
@@ -108,7 +108,7 @@ def test_models_are_read_one_by_one() -> None:
                 read_structure(DATA / "raw" / file, model=models + 1)
 
 
-@needs_data
+@needs_shared_data
 def test_gzip_gives_the_same_chains_and_a_truncated_one_a_clear_error(tmp_path: Path) -> None:
     for file in ("1orc.pdb", "1lvz.cif"):
         packed = gzip.compress((DATA / "raw" / file).read_bytes())
@@ -232,7 +232,7 @@ def test_bad_input_gives_one_clear_error(tmp_path: Path) -> None:
             reader(tmp_path / "gone.pdb")
 
 
-@needs_data
+@needs_shared_data
 def test_npz_layouts_agree_with_their_table() -> None:
     with open(DATA / "chains.csv", newline="") as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
@@ -246,7 +246,7 @@ def test_npz_layouts_agree_with_their_table() -> None:
     assert set(letters) <= set(AMINO_ACIDS) and letters["X"] < 0.001 * sum(letters.values())
 
 
-@needs_data
+@needs_shared_data
 def test_rebuilt_oxygens_lie_at_the_true_ones() -> None:
     chains = read_npz(DATA / "backbones.npz")
     end = np.concatenate([chain.break_after for chain in chains])

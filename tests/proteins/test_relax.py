@@ -8,8 +8,17 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, rotvec_to_matrix
-from tasks.proteins.geometry import C_N, C_N_CA, CA_C, CA_C_N, N_CA, N_CA_C, atoms_from_frames, frames_from_atoms
-from tasks.proteins.relax import relax, restraints
+from manifoldflow.tasks.proteins.geometry import (
+    C_N,
+    C_N_CA,
+    CA_C,
+    CA_C_N,
+    N_CA,
+    N_CA_C,
+    atoms_from_frames,
+    frames_from_atoms,
+)
+from manifoldflow.tasks.proteins.relax import relax, restraints
 
 Frames = dict[str, Tensor]
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from manifoldflow.checkpoint import data_path
-from tasks.proteins import demo, plots, report, ribbon
-from tasks.proteins.flow import ProteinConfig, build
-from tasks.proteins.geometry import BREAK_OFFSET, CA_C, N_CA
-from tasks.proteins.model import NetworkConfig
-from tasks.proteins.reference import (
+from manifoldflow.tasks.proteins import demo, plots, report, ribbon
+from manifoldflow.tasks.proteins.flow import ProteinConfig, build
+from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET, CA_C, N_CA
+from manifoldflow.tasks.proteins.model import NetworkConfig
+from manifoldflow.tasks.proteins.reference import (
     FILE,
     level_of_mass,
     load_reference,
@@ -152,7 +152,7 @@ def test_overview_is_a_picture_with_content(measured, tmp_path):
 
 
 def test_frames_and_atoms_give_the_same_report_numbers(samples):
-    from tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
+    from manifoldflow.tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
 
     coords, mask, index = samples
     frames = frames_from_atoms(coords)

@@ -2,17 +2,16 @@
 
 import csv
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.proteins import secondary_structure as ss
+from manifoldflow.tasks.proteins import secondary_structure as ss
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
+DATA = SHARED_DATA / "proteins"
 LETTERS = "ACDEFGHIKLMNPQRSTVWYX"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
 
 
 def build(torsions):
@@ -68,7 +67,7 @@ def agreement(states, mask, strings):
     return sum(p == q for p, q in pairs) / len(pairs)
 
 
-@needs_data
+@needs_shared_data
 def test_at_least_98_percent_of_residues_agree_with_the_reference(reference):
     coords, mask, index, aatype, strings, _ = reference
     assert agreement(ss.assign(coords, mask, index), mask, strings) > 0.985
@@ -76,7 +75,7 @@ def test_at_least_98_percent_of_residues_agree_with_the_reference(reference):
     assert agreement(ss.assign(coords, mask, index, bulges=True), mask, strings) > 0.97
 
 
-@needs_data
+@needs_shared_data
 def test_each_reference_chain_agrees_in_most_residues(reference):
     coords, mask, index, _, strings, names = reference
     states = ss.assign(coords, mask, index)
@@ -84,7 +83,7 @@ def test_each_reference_chain_agrees_in_most_residues(reference):
         assert agreement(states[b : b + 1], mask[b : b + 1], strings[b : b + 1]) > 0.9, name
 
 
-@needs_data
+@needs_shared_data
 def test_a_chain_alone_and_in_a_padded_batch_gets_the_same_states(reference):
     coords, mask, index, aatype, _, _ = reference
     batched = ss.assign(coords, mask, index, aatype)
@@ -97,7 +96,7 @@ def test_a_chain_alone_and_in_a_padded_batch_gets_the_same_states(reference):
         assert (batched[b, n:] == 0).all()
 
 
-@needs_data
+@needs_shared_data
 def test_states_do_not_depend_on_the_pose(reference):
     coords, mask, index, _, _, _ = reference
     rotation = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0))).Q

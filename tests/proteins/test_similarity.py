@@ -1,16 +1,15 @@
 """TM-score and RMSD against scipy, brute force, and TM-align itself where `tmtools` is installed."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.proteins import similarity as sim
+from manifoldflow.tasks.proteins import similarity as sim
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
+DATA = SHARED_DATA / "proteins"
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def test_d0_is_zhang_and_skolnicks():
     assert sim.d0(torch.tensor([1, 15, 18])).tolist() == [0.5, 0.5, 0.5]
 
 
-@needs_data
+@needs_shared_data
 def test_a_chain_is_identical_to_itself_in_any_pose(chains):
     x, mask = batch_of(chains[:20])
     moved = x @ random_rotations(20).mT + 40 * torch.randn(20, 1, 3, generator=generator(4))
@@ -94,7 +93,7 @@ def test_a_chain_is_identical_to_itself_in_any_pose(chains):
     assert (result.index[~mask] == -1).all()
 
 
-@needs_data
+@needs_shared_data
 def test_aligned_score_beats_brute_force_over_superpositions_of_all_windows(chains):
     x = next(c for c in chains if len(c) >= 80)[:80]
     bend = random_rotations(1, seed=9)[0]
@@ -135,7 +134,7 @@ def test_alignment_by_dynamic_programming_equals_an_exhaustive_search():
         assert value == pytest.approx(best_by_search(scores[b, :n, :m].numpy(), 0.3), abs=1e-5)
 
 
-@needs_data
+@needs_shared_data
 def test_alignment_finds_a_deletion_and_a_rearranged_end(chains):
     x = chains[3]
     n = len(x)
@@ -154,7 +153,7 @@ def test_unrelated_random_chains_score_like_unrelated_proteins():
     assert off_diagonal.max() < 0.45
 
 
-@needs_data
+@needs_shared_data
 def test_pairwise_is_symmetric_and_its_normalisations_are_ordered(chains):
     some = [chains[i] for i in (0, 4, 9, 14, 30)]
     mean, shorter, longer = (sim.pairwise_tm(some, normalize=kind) for kind in ("mean", "shorter", "longer"))
@@ -166,7 +165,7 @@ def test_pairwise_is_symmetric_and_its_normalisations_are_ordered(chains):
         sim.pairwise_tm(some, normalize="max")
 
 
-@needs_data
+@needs_shared_data
 def test_the_score_of_a_pair_does_not_depend_on_its_pose_or_company(chains):
     pairs = [(0, 5), (7, 2), (11, 20)]
     moved = [c @ r.mT + 25 for c, r in zip(chains[:21], random_rotations(21, seed=8), strict=True)]
@@ -178,7 +177,7 @@ def test_the_score_of_a_pair_does_not_depend_on_its_pose_or_company(chains):
     assert (together - alone).abs().max() < 0.02
 
 
-@needs_data
+@needs_shared_data
 def test_novelty_finds_the_chain_a_sample_came_from(chains):
     g = generator(7)
     samples = [chains[i] + 1.0 * torch.randn(chains[i].shape, generator=g) for i in (2, 17, 33)]
@@ -206,7 +205,7 @@ def test_the_shortest_chains_give_finite_scores_within_bounds(n, m):
     assert 0 <= result.score_x.item() <= 1.0001 and 0 <= result.score_y.item() <= 1.0001
 
 
-@needs_data
+@needs_shared_data
 def test_mean_difference_to_tm_align_is_below_003(chains):
     tmtools = pytest.importorskip("tmtools")
     g = np.random.default_rng(1)

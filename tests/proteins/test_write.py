@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
-from tasks.proteins.reading import read_structure
-from tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER, read_npz
-from tasks.proteins.write import write_cif, write_pdb, write_trajectory
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
+from manifoldflow.tasks.proteins.reading import read_structure
+from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER, read_npz
+from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
+from testkit.shared import SHARED_DATA, needs_shared_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "proteins"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="needs shared/data/proteins")
+DATA = SHARED_DATA / "proteins"
 
 
 def walk(batch: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_trajectory_is_a_multi_model_file(tmp_path: Path) -> None:
         write_trajectory(states[:1, :1].expand(10_000, 1, 4, 3), tmp_path / "t.pdb")
 
 
-@needs_data
+@needs_shared_data
 @pytest.mark.parametrize("save, suffix", [(write_pdb, "pdb"), (write_cif, "cif")])
 def test_real_chains_survive_the_round_trip(save, suffix: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     for chain in [c for c in read_npz(DATA / "backbones.npz")[::60] if not (c.icode != "").any()]:

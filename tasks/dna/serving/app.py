@@ -16,16 +16,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Message
 
 from manifoldflow.checkpoint import read_metadata
-from tasks.dna.designer import can_score, check_scorable
-from tasks.dna.flow import DnaConfig
-from tasks.dna.orders import make_order
-from tasks.dna.serving import schema
-from tasks.dna.serving.body import MOST_BYTES, BodyLimit
-from tasks.dna.serving.calls import Served
-from tasks.dna.serving.jobs import DesignJob, Refused, ScoreJob
-from tasks.dna.serving.scheduler import Scheduler
-from tasks.dna.serving.tracks import choose_motifs, own_motifs, title
-from tasks.dna.serving.worker import Caller, Worker
+from manifoldflow.tasks.dna.designer import can_score, check_scorable
+from manifoldflow.tasks.dna.flow import DnaConfig
+from manifoldflow.tasks.dna.orders import make_order
+from manifoldflow.tasks.dna.serving import schema
+from manifoldflow.tasks.dna.serving.body import MOST_BYTES, BodyLimit
+from manifoldflow.tasks.dna.serving.calls import Served
+from manifoldflow.tasks.dna.serving.jobs import DesignJob, Refused, ScoreJob
+from manifoldflow.tasks.dna.serving.scheduler import Scheduler
+from manifoldflow.tasks.dna.serving.tracks import choose_motifs, own_motifs, title
+from manifoldflow.tasks.dna.serving.worker import Caller, Worker
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {
@@ -69,7 +69,7 @@ class Catalogue:
         for name, given in models.items():
             path = Path(given) / "model.safetensors" if Path(given).is_dir() else Path(given)
             metadata = read_metadata(path)
-            if metadata["builder"] != "tasks.dna.flow:build":
+            if metadata["builder"] != "manifoldflow.tasks.dna.flow:build":
                 raise ValueError(f"{path} is no sequence flow (it was built by {metadata['builder'] or 'hand'})")
             try:
                 self.configs[name] = DnaConfig(**metadata["config"])

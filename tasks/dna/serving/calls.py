@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.dna.motifs import Motif
-from tasks.dna.orders import Order
+from manifoldflow.tasks.dna.motifs import Motif
+from manifoldflow.tasks.dna.orders import Order
 
 
 @dataclass(frozen=True)

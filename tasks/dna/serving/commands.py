@@ -41,7 +41,7 @@ def serve(
     try:
         import uvicorn
 
-        from tasks.dna.serving.app import create_app
+        from manifoldflow.tasks.dna.serving.app import create_app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("manifoldflow", "tasks"):
             raise

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from tasks.dna.designer import SequenceDesigner
-from tasks.dna.orders import make_order
-from tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
-from tasks.dna.serving.tracks import Tracks
+from manifoldflow.tasks.dna.designer import SequenceDesigner
+from manifoldflow.tasks.dna.orders import make_order
+from manifoldflow.tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
+from manifoldflow.tasks.dna.serving.tracks import Tracks
 
 
 class Desk:

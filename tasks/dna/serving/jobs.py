@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.dna.orders import BATCH, Order, Progress
-from tasks.dna.serving.calls import Answer, DesignCall, ScoreCall
+from manifoldflow.tasks.dna.orders import BATCH, Order, Progress
+from manifoldflow.tasks.dna.serving.calls import Answer, DesignCall, ScoreCall
 
 ROUNDS = 10
 """Calls that bring an order nothing before the server gives it up: about a thousand sequences."""

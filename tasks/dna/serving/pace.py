@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from tasks.dna.orders import BATCH
-from tasks.dna.serving.jobs import Job
+from manifoldflow.tasks.dna.orders import BATCH
+from manifoldflow.tasks.dna.serving.jobs import Job
 
 QUANTUM = 2.0
 """Seconds that a call of the model should take. On a processor larger batches gain little, and what is small waits for them."""

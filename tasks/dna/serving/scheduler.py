@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from tasks.dna.serving.jobs import Job, Refused, gather, message, requeue, settle
-from tasks.dna.serving.pace import Pace
-from tasks.dna.serving.worker import Caller, WorkerLost
+from manifoldflow.tasks.dna.serving.jobs import Job, Refused, gather, message, requeue, settle
+from manifoldflow.tasks.dna.serving.pace import Pace
+from manifoldflow.tasks.dna.serving.worker import Caller, WorkerLost
 
 WATCH = 1.0
 """Seconds between two looks at an idle worker."""

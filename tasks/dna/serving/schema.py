@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tasks.dna.alphabet import IUPAC, LETTERS
+from manifoldflow.tasks.dna.alphabet import IUPAC, LETTERS
 
 MOST_DESIGNS = 1000
 MOST_STEPS = 500

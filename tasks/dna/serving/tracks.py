@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from manifoldflow.checkpoint import read_metadata
-from tasks.dna.alphabet import encode
-from tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, threshold
-from tasks.dna.planted import LAWS
+from manifoldflow.tasks.dna.alphabet import encode
+from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, threshold
+from manifoldflow.tasks.dna.planted import LAWS
 
 P_VALUE = 1e-4
 """A site is shown from the score that random letters reach with this probability at one place of one strand."""

@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
+from manifoldflow.tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
 
 PATIENCE = 300.0
 """Seconds in which a new worker must have loaded its models."""
@@ -158,14 +158,14 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tasks.dna.serving.desk"])
+    context.set_forkserver_preload(["manifoldflow.tasks.dna.serving.desk"])
     return context
 
 
 def _work(pipe: Connection, models: Sequence[Served], threads: int | None) -> None:
     """The worker's life: load, then answer until the pipe closes, which it also does when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    from tasks.dna.serving.desk import Desk, one_line
+    from manifoldflow.tasks.dna.serving.desk import Desk, one_line
 
     try:
         desk = Desk(models, threads)
