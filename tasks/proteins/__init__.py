@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from manifoldflow.tasks.proteins.commands import evaluate, reflow, sample, train
+from manifoldflow.tasks.proteins.commands import evaluate, prepare, reflow, sample, train
 from manifoldflow.tasks.proteins.data import ProteinDataset, collate
 from manifoldflow.tasks.proteins.flow import ProteinConfig, build
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames, frames_from_atoms
 from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 from manifoldflow.tasks.proteins.motif import Motif, load_motif
-from manifoldflow.tasks.proteins.prepare import prepare
 from manifoldflow.tasks.proteins.reading import read_structure
 from manifoldflow.tasks.proteins.relax import relax
 from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory

@@ -19,11 +19,11 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
-from manifoldflow.tasks.proteins.commands import DEFAULT_STEPS
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.reference import Reference, write_text
 from manifoldflow.tasks.proteins.relax import relax
 from manifoldflow.tasks.proteins.report import Measured, measure, write_overview, write_report
+from manifoldflow.tasks.proteins.sample_command import DEFAULT_STEPS
 from manifoldflow.tasks.proteins.write import write_pdb
 
 SHORTEST, LONGEST = 60, 120  # residues

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.tasks.proteins import metrics
-from manifoldflow.tasks.proteins.commands import padded_set
+from manifoldflow.tasks.proteins.backbones import padded_set
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.relax import relax
 from manifoldflow.tasks.proteins.similarity import ca_traces, mean_pairwise_tm, novelty

@@ -10,8 +10,8 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow import cli
-from manifoldflow.tasks.proteins import commands
-from manifoldflow.tasks.proteins.commands import read_backbones
+from manifoldflow.tasks.proteins import sample_command
+from manifoldflow.tasks.proteins.backbones import read_backbones
 from manifoldflow.tasks.proteins.data import Chain, write_dataset
 from manifoldflow.tasks.proteins.flow import ProteinConfig, build
 from manifoldflow.tasks.proteins.model import NetworkConfig
@@ -189,23 +189,23 @@ def test_a_sample_that_cannot_be_made_is_one_clear_line_and_no_file(
 def test_five_thousand_residues_on_a_small_machine_are_refused_before_they_are_tried(
     tiny: str, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "free_memory", lambda device: 2 * 10**9)
+    monkeypatch.setattr(sample_command, "free_memory", lambda device: 2 * 10**9)
     for checkpoint in (tiny, "proteins"):
         words = sample(checkpoint, tmp_path / "new", "--length", 5000, "--num", 1)
         line = fails(capsys, *words)
         assert "1 chain(s) of 5000 residues need about" in line and "2.0 GB are free" in line
         longest = int(line.split("chains of about ")[1].split()[0])
         flow = mf.load(checkpoint)
-        commands.check_memory(flow, int(0.98 * longest), 1, torch.device("cpu"))  # the advice holds
+        sample_command.check_memory(flow, int(0.98 * longest), 1, torch.device("cpu"))  # the advice holds
         with pytest.raises(ValueError):
-            commands.check_memory(flow, int(1.05 * longest), 1, torch.device("cpu"))
+            sample_command.check_memory(flow, int(1.05 * longest), 1, torch.device("cpu"))
     assert not (tmp_path / "new").exists()
     line = fails(capsys, *sample("proteins", tmp_path / "new", "--length", 900, "--num", 8))
     assert "8 chain(s) of 900 residues" in line and line.endswith("use a smaller --batch-size")
 
 
 def test_free_memory_is_that_of_the_machine() -> None:
-    free = commands.free_memory(torch.device("cpu"))
+    free = sample_command.free_memory(torch.device("cpu"))
     assert free is None or 10**7 < free < 10**14
 
 

@@ -1,0 +1,185 @@
+"""What ``manifoldflow sample proteins`` runs."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import manifoldflow as mf
+from manifoldflow.checkpoint import read_metadata
+from manifoldflow.tasks.proteins.backbones import read_backbones, structure_files
+
+DEFAULT_STEPS = 30
+
+
+def sample(
+    out: str = "designs",
+    length: int | list[int] = 100,
+    num: int = 8,
+    steps: int = DEFAULT_STEPS,
+    checkpoint: str = "proteins",
+    seed: int = 0,
+    motif: str | None = None,
+    structure: str | None = None,
+    format: Literal["pdb", "cif"] = "pdb",
+    trajectory: bool = False,
+    method: Literal["euler", "midpoint", "heun"] = "euler",
+    batch_size: int = 8,
+    device: str = "auto",
+    relax: bool = True,
+    report: bool = False,
+) -> None:
+    """Generate protein backbones and write one structure file each.
+
+    Args:
+        out: folder for the files (made if needed).
+        length: residues per backbone, a number or a list such as [80,100]; `num` backbones are made of each.
+        num: backbones per length.
+        steps: sampling steps; more make more helix and longer shapes (see the table in tasks/proteins/README.md).
+        checkpoint: a model file, or the name of an embedded one.
+        seed: of the random draws; the same seed gives the same backbones.
+        motif: residues of `--structure` to keep, such as `20/A92-99/16/A47-54`: numbers are free residues, the rest of
+            the length follows after the last part.
+        structure: PDB or mmCIF file that holds the motif.
+        format: file format.
+        trajectory: also write the way from noise to backbone as `*_trajectory.pdb` with one model per step.
+        method: integrator; midpoint and heun call the network twice per step.
+        batch_size: backbones that are made together.
+        device: cpu, cuda, or auto.
+        relax: move residues by fractions of an angstrom to sound peptide bonds and fewer overlaps
+            (manifoldflow.tasks.proteins.relax);
+            `--relax false` writes the flow's own output.
+        report: also write `report.html` and `overview.png`.
+    """
+    from rich.progress import Progress
+
+    from manifoldflow.tasks.proteins.motif import load_motif
+    from manifoldflow.tasks.proteins.relax import relax as relax_frames
+    from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
+
+    lengths = [length] if isinstance(length, int) else list(length)
+    if not lengths:
+        raise ValueError("--length needs a number of residues or a list of them such as [80,100], got an empty list")
+    for name, value, least in (
+        ("num", num, 1),
+        ("steps", steps, 1),
+        ("batch-size", batch_size, 1),
+        *(("length", n, 2) for n in lengths),
+    ):
+        if value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if (motif is None) != (structure is None):
+        raise ValueError("--motif and --structure belong together: the residues to keep and the file that holds them")
+    where = find_device(device)
+    known = load_motif(structure, motif) if motif is not None and structure is not None else None
+    if known is not None and known.mask.shape[1] > min(lengths):
+        raise ValueError(
+            f"the motif {motif!r} spans {known.mask.shape[1]} residues, which does not fit a length of {min(lengths)}"
+        )
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--out {target}: is a file, expected a folder")
+    older = structure_files(target) if target.is_dir() else []
+    flow = mf.load(checkpoint, device=where)
+    wanted = [n for n in lengths for _ in range(num)]
+    check_memory(flow, max(lengths), min(batch_size, len(wanted)), where)
+    generator = torch.Generator(where).manual_seed(seed)
+    names = [f"sample_{i:03d}" for i in range(len(wanted))]
+    made: list[Path] = []
+    with Progress() as progress:
+        task = progress.add_task("sampling", total=-(-len(wanted) // batch_size) * steps)
+        for at in range(0, len(wanted), batch_size):
+            part = wanted[at : at + batch_size]
+            x, mask = flow.sample(
+                lengths=part,
+                steps=steps,
+                method=method,
+                generator=generator,
+                known=None if known is None else {k: v.to(where) for k, v in known.x.items()},
+                known_mask=None if known is None else known.mask.to(where),
+                trajectory=trajectory,
+                callback=lambda *_: progress.advance(task),
+            )
+            final = {k: v[-1] for k, v in x.items()} if trajectory else x
+            if relax:
+                final = relax_frames(
+                    final, mask, fixed=None if known is None else _extended(known.mask.to(where), mask)
+                )
+            write = write_pdb if format == "pdb" else write_cif
+            target.mkdir(parents=True, exist_ok=True)
+            made += write(final, mask, target, names=names[at : at + len(part)])
+            if trajectory:
+                for i, n in enumerate(part):
+                    states = {k: v[:, i, :n] for k, v in x.items()}
+                    write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb")
+    print(f"wrote {len(made)} backbone{'s' * (len(made) > 1)} to {Path(out)}/ ({made[0].name} ... {made[-1].name})")
+    if replaced := len(set(older) & set(made)):
+        print(f"{replaced} older file{'s' * (replaced > 1)} of the same name{'s' * (replaced > 1)} replaced")
+    if others := len(set(older) - set(made)):
+        print(
+            f"note: {target}/ also holds {others} structure file{'s' * (others > 1)} of an earlier run, "
+            "which `evaluate` measures too"
+        )
+    if report:
+        _report(made, Path(out), checkpoint, seed, steps)
+
+
+def _extended(motif: Tensor, mask: Tensor) -> Tensor:
+    """A motif's mask ``(1, n)`` for samples of N >= n residues."""
+    return torch.nn.functional.pad(motif, (0, mask.shape[1] - motif.shape[1])).expand_as(mask)
+
+
+def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:
+    from manifoldflow.tasks.proteins.report import measure, write_overview, write_report
+
+    coords, mask, index = read_backbones(files)
+    measured = measure(coords, mask, residue_index=index, names=[path.stem for path in files])
+    info = read_metadata(checkpoint)["training"]
+    command = "manifoldflow " + " ".join(sys.argv[1:])
+    page = write_report(measured, None, out / "report.html", command=command, checkpoint_info=info)
+    picture = write_overview(measured, None, out / "overview.png")
+    print(f"wrote {page} and {picture}")
+
+
+def find_device(name: str) -> torch.device:
+    """A device by name, or ``"auto"``."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: no device is called {name!r}; use cpu, cuda or auto") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: this machine (or this build of torch) has no such GPU; use cpu or auto")
+    return found
+
+
+def check_memory(flow: mf.Flow, length: int, batch: int, device: torch.device) -> None:
+    """Raise ``ValueError`` if sampling will not fit into the free memory of the device."""
+    from manifoldflow.tasks.proteins.model import FrameTransformer
+
+    if not isinstance(flow.model, FrameTransformer):
+        return
+    need, free = flow.model.memory(batch, length), free_memory(device)
+    if free is not None and need > 0.9 * free:
+        longest = int(length * (0.9 * free / need) ** 0.5)
+        advice = (
+            "use a smaller --batch-size" if batch > 1 else f"this machine can make chains of about {longest} residues"
+        )
+        raise ValueError(
+            f"{batch} chain(s) of {length} residues need about {need / 1e9:.1f} GB of memory, "
+            f"{free / 1e9:.1f} GB are free; {advice}"
+        )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can be allocated on ``device``, None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        line = next(row for row in Path("/proc/meminfo").read_text().splitlines() if row.startswith("MemAvailable"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return None
