@@ -56,8 +56,7 @@ from manifoldflow.paths import (
     UniformJump,
 )
 from manifoldflow.sampling import SDE, Adaptive, linear_grid, ode_kernel, simulate
-
-__version__ = "0.1.0"
+from manifoldflow.version import __version__
 
 __all__ = [
     "IGSO3",
@@ -112,6 +111,7 @@ __all__ = [
     "UnitQuaternion",
     "VonMisesFisher",
     "WrappedNormal",
+    "__version__",
     "guidance",
     "kabsch",
     "linear_grid",

@@ -1,7 +1,6 @@
 """The command line: ``manifoldflow VERB TASK [options]``.
 
-A task is a module registered in the entry-point group ``manifoldflow.tasks``. It exposes ``COMMANDS``, a dict from verb to
-a plainly typed function, and may expose ``EXAMPLES``, a dict from verb to a command that works. Options, defaults, types,
+The tasks are those of :mod:`manifoldflow.registry`. Options, defaults, types,
 the YAML form and the help come from the signature and the docstring, so there is one place for each of them.
 
 Exit codes: 0 done, 1 a fault of the program, 2 a mistake in the input or on the command line, 130 interrupted.
@@ -18,17 +17,15 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
-from types import ModuleType
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, get_type_hints
+
+from manifoldflow.registry import find_tasks, load_task
 
 if TYPE_CHECKING:
     import jsonargparse
 
 PROG = "manifoldflow"
-GROUP = "manifoldflow.tasks"
-OURS = "manifoldflow.tasks."
 USAGE = f"usage: {PROG} VERB TASK [options]"
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
@@ -87,38 +84,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def find_tasks() -> dict[str, EntryPoint]:
-    """The registered tasks by name, unloaded; those beside this package too where its metadata is missing (PYTHONPATH)."""
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if not any(entry.module.startswith(OURS) for entry in found.values()):
-        folder = Path(__file__).resolve().parent / "tasks"
-        for init in sorted(folder.glob("*/__init__.py")):
-            name = init.parent.name
-            found.setdefault(name, EntryPoint(name, OURS + name, GROUP))
-    return dict(sorted(found.items()))
-
-
-def load_task(entry: EntryPoint) -> ModuleType:
-    """Import a task.
-
-    Raises:
-        ImportError: a package that the task needs is missing.
-        TypeError: the module has no dict ``COMMANDS``.
-    """
-    try:
-        task = entry.load()
-    except ModuleNotFoundError as error:
-        if error.name is None or (error.name + ".").startswith(entry.module.split(".")[0] + "."):
-            raise ImportError(f"task {entry.name!r} is registered as {entry.value!r}, but: {error}") from error
-        extra = f"'manifoldflow[{entry.name}]'" if entry.module.startswith(OURS) else error.name.split(".")[0]
-        raise ImportError(
-            f"task {entry.name!r} needs the package {error.name!r}; install it with: pip install {extra}"
-        ) from error
-    if not isinstance(getattr(task, "COMMANDS", None), dict):
-        raise TypeError(f"task {entry.name!r} ({entry.value}) has no dict COMMANDS of verbs and functions")
-    return task
-
-
 def build_parser(function: Callable[..., Any], prog: str, example: str = "") -> "jsonargparse.ArgumentParser":
     """A parser whose options are the function's parameters, with ``--config FILE`` and ``--print_config``."""
     import jsonargparse
@@ -146,7 +111,7 @@ def _dispatch(words: list[str]) -> int:
         print(_top_help())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        from manifoldflow import __version__
+        from manifoldflow.version import __version__
 
         print(f"{PROG} {__version__}")
         return 0

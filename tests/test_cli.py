@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 
 import manifoldflow
-from manifoldflow import __version__, cli
+from manifoldflow import __version__, cli, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,8 +90,11 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     module.COMMANDS = {"train": train, "brew": brew, "serve": serve}  # type: ignore[attr-defined]
     module.EXAMPLES = {"train": "manifoldflow train toy --data blocks/"}  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toy_task", module)
-    entries = [EntryPoint("toy", "toy_task", cli.GROUP), EntryPoint("broken", "task_with_no_such_package", cli.GROUP)]
-    monkeypatch.setattr(cli, "entry_points", lambda group: entries if group == cli.GROUP else [])
+    entries = [
+        EntryPoint("toy", "toy_task", registry.GROUP),
+        EntryPoint("broken", "task_with_no_such_package", registry.GROUP),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == registry.GROUP else [])
     return record
 
 
@@ -147,7 +150,7 @@ def test_command_help_shows_docstrings_defaults_types_and_the_example(toy: Recor
 def test_a_server_needs_no_task_where_one_has_it_but_other_verbs_do(
     toy: Recorder, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entries = {entry.name: entry for entry in cli.entry_points(group=cli.GROUP)}
+    entries = {entry.name: entry for entry in registry.entry_points(group=registry.GROUP)}
     monkeypatch.setattr(cli, "find_tasks", lambda: entries)  # without the tasks beside the package
     assert cli.main(["serve"]) == 0 and cli.main(["serve", "--port", "9"]) == 0 and cli.main(["serve", "toy"]) == 0
     assert [call["port"] for call in toy.calls] == [80, 9, 80]
@@ -276,12 +279,20 @@ def test_result_with_an_exit_code_sets_that_of_the_program(toy: Recorder, return
 
 
 def test_task_beside_the_package_is_found_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
     assert cli.find_tasks()["proteins"].value == "manifoldflow.tasks.proteins"
 
 
+def test_metadata_of_the_time_before_the_tasks_were_renamed_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout that was installed once and updated since keeps the metadata of that day."""
+    old = [EntryPoint("dna", "tasks.dna", registry.GROUP), EntryPoint("mine", "tasks.mine", registry.GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: old)
+    found = registry.find_tasks()
+    assert found["dna"].value == "manifoldflow.tasks.dna" and found["mine"].value == "tasks.mine"
+
+
 def test_every_command_of_every_bundled_task_has_a_parser_and_help(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
     for name, entry in cli.find_tasks().items():
         task = cli.load_task(entry)
         assert set(getattr(task, "EXAMPLES", {})) <= set(task.COMMANDS)

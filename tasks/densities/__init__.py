@@ -16,6 +16,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "plot": plot,
 }
 
+BUILDERS = ("manifoldflow.tasks.densities.flow:build",)
+"""What checkpoints of this task may be built by."""
+
 EXAMPLES = {
     "train": "manifoldflow train densities --data quakes.csv --manifold sphere --out runs/quakes",
     "evaluate": "manifoldflow evaluate densities --checkpoint runs/quakes --steps 200",
@@ -24,6 +27,7 @@ EXAMPLES = {
 }
 
 __all__ = [
+    "BUILDERS",
     "COMMANDS",
     "EXAMPLES",
     "DataSet",

@@ -20,6 +20,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "serve": serve,
 }
 
+BUILDERS = ("manifoldflow.tasks.dna.flow:build",)
+"""What checkpoints of this task may be built by."""
+
 EXAMPLES = {
     "train": "manifoldflow train dna --data peaks.fasta --both_strands true --model.representation dirichlet",
     "sample": "manifoldflow sample dna --checkpoint runs/dna/peaks_masking --label ctcf --guidance 2 --num 500",
@@ -29,6 +32,7 @@ EXAMPLES = {
 }
 
 __all__ = [
+    "BUILDERS",
     "COMMANDS",
     "EXAMPLES",
     "ConvNet",

@@ -21,6 +21,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "reflow": reflow,
 }
 
+BUILDERS = ("manifoldflow.tasks.proteins.flow:build",)
+"""What checkpoints of this task may be built by."""
+
 EXAMPLES = {
     "prepare": "manifoldflow prepare proteins --inputs structures/ --out data/chains",
     "train": "manifoldflow train proteins --data data/chains --out runs/first --training.max_minutes 60",
@@ -30,6 +33,7 @@ EXAMPLES = {
 }
 
 __all__ = [
+    "BUILDERS",
     "COMMANDS",
     "EXAMPLES",
     "FrameTransformer",
