@@ -36,23 +36,6 @@ def test_the_exact_classifier_gives_the_conditional_law(case):
     assert total_variation(counts_of(made, k), truth) < (0.03 if space.mask else 0.05)
 
 
-def test_the_gradient_is_exact_for_a_classifier_that_is_linear_in_the_tokens():
-    flow, _ = exact_flow(CASES["uniform"])
-    weights = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
-
-    def of_one_hot(x, t):
-        return (x * weights).sum((1, 2))
-
-    def of_tokens(x, t):
-        return weights[torch.arange(2), x].sum(1)
-
-    x = torch.randint(4, (10, 2), generator=torch.Generator().manual_seed(1))
-    t = torch.tensor(0.3, dtype=DOUBLE)
-    exact = NoisyClassifier(flow, of_tokens, 1.5, chunk=7).rate_shift("x", x, t, None, None)
-    slope = NoisyClassifier(flow, of_one_hot, 1.5, method="gradient").rate_shift("x", x, t, None, None)
-    assert (exact - slope).abs().max() < 1e-12
-
-
 def independent_flow(kind, p):
     """Two independent tokens of law p, with the exact posterior."""
     k = len(p)
