@@ -183,7 +183,7 @@ def test_mistakes_are_named(tmp_path):
         best_hits(random_sequences(2, 5), [])
     assert best_hits(random_sequences(0, 5), some_motifs()).score.shape == (0, 3)
     (tmp_path / "x").write_text("hello")
-    with pytest.raises(ValueError, match="no JASPAR"):
+    with pytest.raises(ValueError, match="no motifs that can be read; tried were JASPAR, MEME"):
         read_motifs(tmp_path / "x")
 
 
