@@ -1,8 +1,9 @@
 """The curves of a training run: ``metrics.csv``, one row per logged step, and ``loss.png``."""
 
 import csv
-import os
 from pathlib import Path
+
+from manifoldflow.files import atomic
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -16,12 +17,10 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Replace a table, whole or not at all; its columns are all that the rows have."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("w", newline="") as file:
+    with atomic(path) as fresh, fresh.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(fresh, path)
 
 
 def plot_losses(folder: Path) -> None:
@@ -61,6 +60,5 @@ def plot_losses(folder: Path) -> None:
     axes.grid(alpha=0.3)
     if rows:
         figure.legend(loc="outside right upper", fontsize="small", frameon=False)
-    fresh = folder / ".loss.new.png"
-    figure.savefig(fresh, dpi=130)
-    os.replace(fresh, folder / "loss.png")
+    with atomic(folder / "loss.png") as fresh:
+        figure.savefig(fresh, dpi=130)

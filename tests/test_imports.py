@@ -17,9 +17,9 @@ def _layer(*parts: str, sees: str = "") -> None:
     ALLOWED.update({part: set(below) for part in parts})
 
 
-_layer("version", "registry")
+_layer("version", "registry", "files")
 _layer("numerics")
-_layer("state", "segment", sees="numerics")
+_layer("state", "segment", sees="numerics files")
 _layer("manifolds", "discrete", sees="state segment")
 _layer("distributions", sees="manifolds discrete")
 _layer("paths", "coupling", sees="distributions")
@@ -28,9 +28,9 @@ _layer("nn", sees="manifolds discrete")
 _layer("sampling", sees="paths coupling")
 _layer("flow", "gflownet", sees="sampling nn")
 _layer("guidance", sees="flow gflownet")
-_layer("checkpoint", sees="registry version")
+_layer("checkpoint", sees="registry version files")
 _layer("reflow", sees="flow gflownet")
-_layer("curves")
+_layer("curves", sees="files")
 _layer("training", sees="checkpoint curves flow gflownet")
 _layer("testing", sees="flow gflownet")
 _layer("cli", sees="registry version")  # nothing else is needed, so the help is quick
