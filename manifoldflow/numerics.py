@@ -58,6 +58,26 @@ def cosc_of_square(squared: Tensor) -> Tensor:
     return 0.5 * half * half
 
 
+def cot_slope(squared: Tensor) -> Tensor:
+    """(r cot r - 1) / r**2 as a function of r**2, -1/3 at 0: how the volume factor sin(r) / r falls, per r**2."""
+    is_small = squared < 0.1
+    q = torch.where(is_small, squared, 0.0)
+    series = -(1 / 3 + q * (1 / 45 + q * (2 / 945 + q * (1 / 4725 + q * (2 / 93555 + q * (1382 / 638512875))))))
+    safe = squared.where(~is_small, 1.0)
+    r = safe.sqrt()
+    return torch.where(is_small, series, (r / r.tan() - 1) / safe)
+
+
+def coth_slope(squared: Tensor) -> Tensor:
+    """(r coth r - 1) / r**2 as a function of r**2, 1/3 at 0."""
+    is_small = squared < 0.1
+    q = torch.where(is_small, squared, 0.0)
+    series = 1 / 3 - q * (1 / 45 - q * (2 / 945 - q * (1 / 4725 - q * (2 / 93555 - q * (1382 / 638512875)))))
+    safe = squared.where(~is_small, 1.0)
+    r = safe.sqrt()
+    return torch.where(is_small, series, (r / r.tanh() - 1) / safe)
+
+
 def cos_of_square(squared: Tensor) -> Tensor:
     """cos(r) as a function of r**2, smooth at r = 0."""
     is_small = squared < SMALL_SQUARE

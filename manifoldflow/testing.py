@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.quaternion import UnitQuaternion
 from manifoldflow.manifolds.so3 import SO3
-from manifoldflow.manifolds.torus import Torus
 from manifoldflow.state import State, fields, like
 
 LENGTHS = (0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0)
@@ -24,11 +22,7 @@ LENGTHS = (0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0)
 def point_gap(manifold: Manifold, x: Tensor, y: Tensor) -> float:
     """Largest coordinate difference of two sets of points, blind to what is the same point (period, sign)."""
     x, y = x.detach().double(), y.detach().double()
-    if isinstance(manifold, Torus):
-        return float(manifold.log(x, y).abs().max())
-    if isinstance(manifold, UnitQuaternion):
-        return float(torch.minimum((x - y).abs().amax(-1), (x + y).abs().amax(-1)).max())
-    return float((x - y).abs().max())
+    return float(manifold.coordinate_gap(x, y).max())
 
 
 def pairs_at_length(
@@ -150,8 +144,9 @@ def check_equivariance(
 ) -> None:
     """Check that turning and shifting the input of ``function`` turns and shifts its output.
 
-    Fields whose space is SO3 or UnitQuaternion are turned from the left, 3-vectors are turned and shifted, everything
-    else must not change. Outputs are read with the spaces of the same fields (endpoint predictions).
+    Fields move as their spaces say (:meth:`Manifold.rotate`, :meth:`Manifold.translate`): rotations are turned from the left,
+    3-vectors are turned and shifted, everything else must not change.
+    Outputs are read with the spaces of the same fields (endpoint predictions).
 
     Args:
         function: state -> state.
@@ -175,15 +170,7 @@ def check_equivariance(
 
 
 def _move(value: Tensor, space: Manifold, rotation: Tensor, shift: Tensor) -> Tensor:
-    from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_multiply
-
-    rotation, shift = rotation.to(value), shift.to(value)
-    if isinstance(space, SO3):
-        return rotation @ value
-    if isinstance(space, UnitQuaternion):
-        return quaternion_multiply(matrix_to_quaternion(rotation).expand_as(value), value)
-    is_flat = type(space).__name__ in ("Euclidean", "Centered") and value.shape[-1] == 3
-    return value @ rotation.mT + shift if is_flat else value
+    return space.translate(shift.to(value), space.rotate(rotation.to(value), value))
 
 
 def _check_pair(m: Manifold, x: Tensor, y: Tensor, tol: float, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.distributions.checkerboard import Checkerboard
+from manifoldflow.distributions.default import default_source
 from manifoldflow.distributions.dirichlet import Dirichlet
 from manifoldflow.distributions.igso3 import IGSO3
 from manifoldflow.distributions.mesh_bumps import MeshBumps
@@ -28,4 +29,5 @@ __all__ = [
     "Uniform",
     "VonMisesFisher",
     "WrappedNormal",
+    "default_source",
 ]

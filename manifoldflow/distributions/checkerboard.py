@@ -8,8 +8,6 @@ from torch import Tensor
 
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.sphere import Sphere
-from manifoldflow.manifolds.torus import Torus
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,12 @@ class Checkerboard(Distribution):
             raise ValueError(
                 f"Checkerboard: rows and columns must be even, at least 2, got {self.rows}, {self.columns}"
             )
-        if self.manifold is not None and not (isinstance(self.manifold, Sphere | Torus) and self.manifold.dim == 2):
-            raise ValueError(f"Checkerboard is for Torus(2) and Sphere(2), not for {self.manifold}")
+        if self.manifold is not None and self.manifold.dim != 2:
+            raise ValueError(
+                f"Checkerboard is for two dimensions, such as Torus(2) and Sphere(2), not for {self.manifold}"
+            )
+        if self.manifold is not None:
+            self.manifold.from_shares(torch.zeros(2))  # refuses what has no such chart
 
     def _draw(
         self,
@@ -50,28 +52,10 @@ class Checkerboard(Distribution):
         pair = u * (self.columns // 2)
         column = 2 * pair.floor() + row.remainder(2)
         a = (column + pair.frac()) / self.columns
-        return self._place(a, v)
+        return self.space.from_shares(torch.stack([a, v], -1))
 
     def _log_density(self, x: Tensor) -> Tensor:
-        a, b = self._parts(x)
+        a, b = self.space.to_shares(x).unbind(-1)
         field = (a * self.columns).floor() + (b * self.rows).floor()
         inside = math.log(2) - self.space.log_volume
         return torch.where(field.remainder(2) == 0, inside, -torch.inf)
-
-    def _place(self, a: Tensor, b: Tensor) -> Tensor:
-        """The point of two shares in [0, 1)."""
-        space = self.space
-        if isinstance(space, Torus):
-            return torch.stack([a, b], -1) * space.period
-        z = 2 * b - 1
-        flat = (1 - z * z).clamp_min(0).sqrt()
-        return torch.stack([flat * (2 * math.pi * a).cos(), flat * (2 * math.pi * a).sin(), z], -1)
-
-    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        space = self.space
-        if isinstance(space, Torus):
-            a, b = (x / space.period).remainder(1).unbind(-1)
-            return a, b
-        return (torch.atan2(x[..., 1], x[..., 0]) / (2 * math.pi)).remainder(1), ((x[..., 2] + 1) / 2).clamp(
-            0, 1 - 1e-7
-        )

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.rotation import compose, quaternion_multiply, quaternion_to_matrix
+from manifoldflow.manifolds.rotation_group import RotationGroup
 from manifoldflow.manifolds.so3 import SO3
 from manifoldflow.numerics import smooth_norm
 
@@ -51,13 +50,13 @@ class IGSO3(Distribution):
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise ValueError(f"IGSO3: scale must be positive, got {self.scale}")
-        if self.manifold is not None and not isinstance(self.manifold, SO3 | UnitQuaternion):
+        if self.manifold is not None and not isinstance(self.manifold, RotationGroup):
             raise ValueError(f"IGSO3 is a distribution of rotations (SO3 or UnitQuaternion), not on {self.manifold}")
 
     @property
-    def space(self) -> Manifold:
+    def space(self) -> RotationGroup:
         """SO3 unless bound to quaternions."""
-        return SO3() if self.manifold is None else self.manifold
+        return self.manifold if isinstance(self.manifold, RotationGroup) else SO3()
 
     def _centre(self, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
         return (
@@ -79,12 +78,11 @@ class IGSO3(Distribution):
         normal = torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device)
         half = 0.5 * self.sample_angle(shape, generator=generator, dtype=dtype, device=device).unsqueeze(-1)
         q = torch.cat([half.cos(), half.sin() / smooth_norm(normal) * normal], -1)
-        is_quaternion = isinstance(self.space, UnitQuaternion)
-        turned = q if is_quaternion else quaternion_to_matrix(q)
+        turned = self.space.from_quaternion(q)
         if self.mean is None:  # no product with the identity
             return turned
         centre = self._centre(dtype, device)
-        return quaternion_multiply(centre, turned) if is_quaternion else compose(centre, turned)
+        return self.space.multiply(centre, turned)
 
     def sample_angle(
         self,

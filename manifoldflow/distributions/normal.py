@@ -8,7 +8,6 @@ from torch import Tensor
 
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.euclidean import Centered, Euclidean
 from manifoldflow.state import expand_mask
 
 LOG_2PI = math.log(2 * math.pi)
@@ -32,7 +31,7 @@ class Normal(Distribution):
     def __post_init__(self) -> None:
         if not self.scale > 0:
             raise ValueError(f"Normal: scale must be positive, got {self.scale}")
-        if self.manifold is not None and not isinstance(self.manifold, Euclidean | Centered):
+        if self.manifold is not None and not self.manifold.is_linear:
             raise ValueError(
                 f"Normal lives on flat space, not on {self.manifold}; use WrappedNormal (or IGSO3 on rotations)"
             )
@@ -47,10 +46,10 @@ class Normal(Distribution):
         device: torch.device | str | None,
     ) -> Tensor:
         space = self.space
-        if isinstance(space, Centered) and not shape:
+        if space.is_centered and not shape:
             raise ValueError("Normal on a Centered space draws sets of points: shape must end in the number of points")
         x = self.scale * torch.randn(*shape, *space.event_shape, generator=generator, dtype=dtype, device=device)
-        return space.center(x, mask) if isinstance(space, Centered) else x
+        return space.center(x, mask)
 
     def log_prob(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         r"""Log-density.
@@ -59,7 +58,7 @@ class Normal(Distribution):
         independent, so one value per set, ``(B,)`` for ``x`` of shape ``(B, N, d)``: the density on the subspace of
         dimension (n - 1) d, where n counts real points.
         """
-        if not isinstance(self.space, Centered):
+        if not self.space.is_centered:
             return super().log_prob(x, mask=mask)
         squared = (x / self.scale) ** 2
         if mask is None:

@@ -1,19 +1,12 @@
 """Gaussian noise in the tangent space, wrapped onto the manifold."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from manifoldflow.distributions.base import Distribution
-from manifoldflow.distributions.normal import LOG_2PI
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.euclidean import Euclidean
-from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.so3 import SO3
-from manifoldflow.manifolds.sphere import Sphere
-from manifoldflow.manifolds.torus import Torus
 
 
 @dataclass(frozen=True)
@@ -28,8 +21,8 @@ class WrappedNormal(Distribution):
     :meth:`Manifold.log_exp_volume`. Where all images but one come together (at the mean and, on spheres, at its
     antipode) the density of a wide wrapped normal has an integrable pole; the logarithm stays finite here.
 
-    Sampling works on every manifold with a ``tangent_basis``; the density on Euclidean, Torus, Sphere, SO3,
-    UnitQuaternion, and on hyperbolic space and positive-definite matrices (ours and geoopt's).
+    Sampling works on every manifold with a ``tangent_basis``, the density wherever there are no walls or folds: see
+    :meth:`Manifold.log_wrapped_normal`.
 
     Args:
         manifold: the space; :class:`manifoldflow.Flow` fills it in.
@@ -70,37 +63,4 @@ class WrappedNormal(Distribution):
         return space.exp(mean, (weights * basis).sum(-1 - space.tangent_ndim))
 
     def _log_density(self, x: Tensor) -> Tensor:
-        space, s = self.space, self.scale
-        mean = self._centre(x, x.dtype, x.device)
-        if isinstance(space, Euclidean):
-            return _log_normal(((x - mean) ** 2).sum(-1), s, space.dim)
-        if isinstance(space, Torus):
-            images = space.log(mean, x).unsqueeze(-1) + space.period * _image_numbers(s / space.period, x)
-            return _log_normal(images**2, s, 1).logsumexp(-1).sum(-1)
-        if getattr(space, "is_hadamard", False):
-            u = space.log(mean, x)
-            return _log_normal(space.inner(mean, u, u), s, space.dim) - space.log_exp_volume(mean, u)
-        if not isinstance(space, Sphere | SO3 | UnitQuaternion):
-            raise ValueError(
-                f"WrappedNormal has no closed-form density on {space}; it has one on Euclidean, Torus, Sphere, rotations, "
-                f"hyperbolic space and positive-definite matrices"
-            )
-        angle = space.dist(mean, x).unsqueeze(-1)
-        radius = (angle + 2 * math.pi * _image_numbers(s / (2 * math.pi), x)).abs()
-        # The volume factor of every image has the same numerator, a power of the sine of the one angle.
-        power, half = (space.dim - 1, 1.0) if isinstance(space, Sphere) else (2, 2.0)
-        floor = torch.finfo(x.dtype).tiny ** 0.25
-        sine = half * torch.sin(angle / half).abs()
-        nearest = torch.arange(radius.shape[-1], device=x.device) == radius.shape[-1] // 2
-        ratio = torch.where(nearest & (radius < 1e-4), 1.0, radius.clamp_min(floor) / sine.clamp_min(floor))
-        return (_log_normal(radius**2, s, space.dim) + power * ratio.log()).logsumexp(-1)
-
-
-def _log_normal(squared: Tensor, scale: float, dim: int) -> Tensor:
-    return -0.5 * squared / scale**2 - dim * (math.log(scale) + 0.5 * LOG_2PI)
-
-
-def _image_numbers(relative_scale: float, like: Tensor) -> Tensor:
-    """Whole turns whose Gaussian weight exceeds 1e-16 of the total: 9 standard deviations each way."""
-    most = 1 + math.ceil(9 * relative_scale)
-    return torch.arange(-most, most + 1, dtype=like.dtype, device=like.device)
+        return self.space.log_wrapped_normal(self._centre(x, x.dtype, x.device), x, self.scale)

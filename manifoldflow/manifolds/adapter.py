@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.checked import forward_to
 from manifoldflow.manifolds.hyperbolic import Lorentz, PoincareBall
-from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.rotation import compose, hat, quaternion_conjugate, quaternion_multiply
-from manifoldflow.manifolds.simplex import Simplex
-from manifoldflow.manifolds.so3 import SO3
 from manifoldflow.manifolds.spd import SPD
 from manifoldflow.manifolds.sphere import Sphere
 
@@ -75,11 +72,6 @@ class FromGeoopt(Manifold):
         """Rank of the projection onto a tangent space."""
         return self.closed_form.dim if self.closed_form else _tangent_rank(self.manifold, self.shape)
 
-    @property
-    def is_hadamard(self) -> bool:
-        """Whether exp is one-to-one from every tangent space onto the manifold, as far as known."""
-        return bool(getattr(self.closed_form, "is_hadamard", False))
-
     def origin(
         self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Tensor:
@@ -117,14 +109,14 @@ class FromGeoopt(Manifold):
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return self.closed_form.transport(x, u, y) if self.closed_form else self.manifold.transp(x, y, u)
 
-    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        return self.closed_form.dexp_inv(x, w, v) if self.closed_form else super().dexp_inv(x, w, v)
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        return self.closed_form.rate(x, u) if self.closed_form else u
 
-    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.closed_form.log_exp_volume(x, u) if self.closed_form else super().log_exp_volume(x, u)
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.closed_form.from_rate(x, v) if self.closed_form else self.manifold.proju(x, v)
 
-    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.closed_form.is_minimising(x, u) if self.closed_form else super().is_minimising(x, u)
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return self.closed_form.riemannian_gradient(x, g) if self.closed_form else self.manifold.egrad2rgrad(x, g)
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         """The projected coordinate axes, made orthonormal in the metric by an eigendecomposition of their Gram
@@ -139,8 +131,7 @@ class FromGeoopt(Manifold):
         return (combine.mT @ span.flatten(-len(self.shape))).unflatten(-1, self.shape)
 
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The basis, and :math:`d_k[j] = \langle e_k, P_x a_j
-        angle_x` for the coordinate axes :math:`a_j`."""
+        r"""The basis, and :math:`d_k[j] = \langle e_k, P_x a_j\rangle_x` for the coordinate axes :math:`a_j`."""
         if self.closed_form:
             return self.closed_form.frame_moves(x)
         _check_embedded(self.manifold)
@@ -166,6 +157,9 @@ class FromGeoopt(Manifold):
         axes = torch.eye(self.origin().numel(), dtype=x.dtype, device=x.device).unflatten(-1, self.shape)
         at = x.unsqueeze(-1 - len(self.shape))
         return self.to_tangent(at, axes.expand(*x.shape[: x.ndim - len(self.shape)], *axes.shape))
+
+
+forward_to(FromGeoopt, lambda adapted: adapted.closed_form)
 
 
 def _closed_form(manifold: Any, shape: tuple[int, ...]) -> Manifold | None:
@@ -222,42 +216,6 @@ def ToGeoopt(manifold: Manifold) -> Any:
     return _geoopt_class()(manifold)
 
 
-def _push(manifold: Manifold, x: Tensor, u: Tensor) -> Tensor:
-    """Our tangent as the ambient velocity of the point."""
-    if isinstance(manifold, SO3):
-        return compose(x, hat(u))
-    if isinstance(manifold, UnitQuaternion):
-        return 0.5 * quaternion_multiply(x, torch.cat([torch.zeros_like(u[..., :1]), u], -1))
-    return manifold.rate(x, u) if isinstance(manifold, Simplex) else u
-
-
-def _pull(manifold: Manifold, x: Tensor, v: Tensor) -> Tensor:
-    """The inverse of :func:`_push` on tangent vectors; drops normal parts."""
-    if isinstance(manifold, SO3):
-        return 0.5 * _vee(compose(x.mT, v))
-    if isinstance(manifold, UnitQuaternion):
-        return 2 * quaternion_multiply(quaternion_conjugate(x), v)[..., 1:]
-    if isinstance(manifold, Simplex) and manifold.metric == "fisher_rao":
-        return manifold.to_tangent(x, torch.where(x > 0, v / x.clamp_min(torch.finfo(x.dtype).tiny).sqrt(), 0.0))
-    return manifold.to_tangent(x, v)
-
-
-def _gradient(manifold: Manifold, x: Tensor, g: Tensor) -> Tensor:
-    """The transpose of :func:`_push`: the Riemannian gradient, as our tangent, of a function with Euclidean gradient
-    g."""
-    if isinstance(manifold, SO3):
-        return _vee(compose(x.mT, g))
-    if isinstance(manifold, UnitQuaternion):
-        return 0.5 * quaternion_multiply(quaternion_conjugate(x), g)[..., 1:]
-    if isinstance(manifold, Simplex):
-        return manifold.to_tangent(x, manifold.rate(x, g))
-    return manifold.to_tangent(x, g)
-
-
-def _vee(a: Tensor) -> Tensor:
-    return torch.stack([a[..., 2, 1] - a[..., 1, 2], a[..., 0, 2] - a[..., 2, 0], a[..., 1, 0] - a[..., 0, 1]], -1)
-
-
 @functools.lru_cache(maxsize=1)
 def _geoopt_class() -> Any:
     import geoopt  # type: ignore[import-untyped]
@@ -274,34 +232,34 @@ def _geoopt_class() -> Any:
             self.ndim = ours.event_ndim
 
         def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-            return self.ours.exp(x, _pull(self.ours, x, u))
+            return self.ours.exp(x, self.ours.from_rate(x, u))
 
         def retr(self, x: Tensor, u: Tensor) -> Tensor:
             return self.ours.project(self.expmap(x, u))
 
         def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-            return _push(self.ours, x, self.ours.log(x, y))
+            return self.ours.rate(x, self.ours.log(x, y))
 
         def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
             d = self.ours.dist(x, y)
             return d.reshape(d.shape + (1,) * self.ndim) if keepdim else d
 
         def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
-            return _push(self.ours, y, self.ours.transport(x, _pull(self.ours, x, v), y))
+            return self.ours.rate(y, self.ours.transport(x, self.ours.from_rate(x, v), y))
 
         def inner(self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False) -> Tensor:
-            a = _pull(self.ours, x, u)
-            value = self.ours.inner(x, a, a if v is None else _pull(self.ours, x, v))
+            a = self.ours.from_rate(x, u)
+            value = self.ours.inner(x, a, a if v is None else self.ours.from_rate(x, v))
             return value.reshape(value.shape + (1,) * self.ndim) if keepdim else value
 
         def proju(self, x: Tensor, u: Tensor) -> Tensor:
-            return _push(self.ours, x, _pull(self.ours, x, u))
+            return self.ours.rate(x, self.ours.from_rate(x, u))
 
         def projx(self, x: Tensor) -> Tensor:
             return self.ours.project(x)
 
         def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
-            return _push(self.ours, x, _gradient(self.ours, x, u))
+            return self.ours.rate(x, self.ours.riemannian_gradient(x, u))
 
         def origin(self, *size: Any, dtype: Any = None, device: Any = None, seed: int | None = 42) -> Any:
             shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size

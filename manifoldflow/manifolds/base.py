@@ -5,6 +5,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import radial
+from manifoldflow.manifolds.laws import Laws
+from manifoldflow.manifolds.views import Views
+
 
 def expand_time(t: Tensor | float, like: Tensor, event_ndim: int) -> Tensor | float:
     """Give a time of batch shape ``(...)`` trailing axes so that it multiplies tangents of ``event_ndim`` axes.
@@ -16,12 +20,17 @@ def expand_time(t: Tensor | float, like: Tensor, event_ndim: int) -> Tensor | fl
     return t.reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim <= like.ndim - event_ndim else t
 
 
-class Manifold:
+class Manifold(Laws, Views):
     r"""A Riemannian manifold with closed-form geodesics.
 
     A subclass is a frozen dataclass that holds hyper-parameters only (no tensors, no device, no dtype). Points are
     tensors of shape ``(..., *event)``; tangent vectors have shape ``(..., *tangent_event)``; all leading axes are batch
     and broadcast.
+
+    It must give ``event_shape, origin, exp, log, project, to_tangent, tangent_basis`` and, if compact, ``log_volume`` and
+    ``sample_uniform``. Everything else has a form here that is right on every manifold; a closed form is faster and has more
+    digits. What distributions, paths and networks call is in :class:`~manifoldflow.manifolds.laws.Laws` and
+    :class:`~manifoldflow.manifolds.views.Views`.
 
     Attributes:
         event_ndim: number of axes of one point (1 for vectors, 2 for matrices).
@@ -66,8 +75,11 @@ class Manifold:
         raise NotImplementedError
 
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """Parallel transport of ``u`` from ``x`` to ``y`` along the shortest geodesic."""
-        raise NotImplementedError
+        """Parallel transport of ``u`` from ``x`` to ``y`` along the shortest geodesic.
+
+        Here by a rung of the pole ladder: exact on symmetric spaces.
+        """
+        return radial.pole_ladder(self, x, u, y)
 
     def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         r"""The inverse differential of exp, :math:`(d\exp_x)_w^{-1} v`: what ``w`` must change by for exp(x, w) to move by ``v``.
@@ -102,13 +114,14 @@ class Manifold:
     def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
         r""":math:`\log |\det (d\exp_x)_u|`, the factor by which exp stretches volumes at the tangent ``u``, ``(...)``.
 
-        0 on flat spaces, -inf at conjugate points.
+        0 on flat spaces, -inf at conjugate points. Here by the determinant of the derivatives of exp, in float64.
         """
-        raise NotImplementedError(f"{self} has no closed form of the volume factor of exp")
+        return radial.log_exp_volume(self, x, u)
 
     def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
         """Whether the geodesic with velocity ``u`` is the shortest way to its end, i.e. ends before the cut locus; ``(...)``."""
-        raise NotImplementedError(f"{self} has no closed form of its cut locus")
+        length = self.inner(x, u, u).clamp_min(0).sqrt()
+        return (self.dist(x, self.exp(x, u)) - length).abs() <= 1e-4 * (1 + length)
 
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         r"""What the divergence of a tangent field v is made of: :math:`\sum_k \langle d_k, D_{m_k} v \rangle`.
@@ -131,9 +144,41 @@ class Manifold:
         """
         return torch.zeros(x.shape[: x.ndim - self.event_ndim], dtype=x.dtype, device=x.device)
 
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        """The velocity of the coordinates of a point that moves with the tangent ``u``, ``(..., *event)``.
+
+        ``u`` itself where tangents are such velocities; here the derivative of exp.
+        """
+        zero, one = torch.zeros((), dtype=u.dtype, device=u.device), torch.ones((), dtype=u.dtype, device=u.device)
+        return torch.func.jvp(lambda s: self.exp(x, s * u), (zero,), (one,))[1]
+
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        """The inverse of :meth:`rate` on velocities of points of the manifold; what is normal to it is dropped."""
+        frame = radial.frame_matrix(self, x)
+        flat = v.flatten(-self.event_ndim).unsqueeze(-1)
+        weight = torch.linalg.solve(frame.mT @ frame, frame.mT @ flat).squeeze(-1)
+        return self._combine(x, weight)
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        r"""The Riemannian gradient, as a tangent, of a function whose derivatives by the coordinates are ``g``:
+        :math:`\sum_k \langle g, m_k \rangle e_k` with the frame :math:`e_k` and its velocities :math:`m_k`.
+
+        Args:
+            x: points ``(..., *event)``.
+            g: what autograd returns for them.
+        """
+        return self._combine(
+            x, (radial.frame_matrix(self, x).mT @ g.flatten(-self.event_ndim).unsqueeze(-1)).squeeze(-1)
+        )
+
+    def _combine(self, x: Tensor, weight: Tensor) -> Tensor:
+        """The tangent with these coordinates ``(..., dim)`` in :meth:`tangent_basis`."""
+        n = self.tangent_ndim
+        return (weight.reshape(weight.shape + (1,) * n) * self.tangent_basis(x)).sum(-1 - n)
+
     def residual(self, x: Tensor) -> Tensor:
-        """How far ``x`` is off the manifold, shape ``(...)``; 0 on it."""
-        raise NotImplementedError
+        """How far ``x`` is off the manifold, shape ``(...)``; 0 on it. Here the largest coordinate that projection moves."""
+        return (self.project(x) - x).abs().flatten(-self.event_ndim).amax(-1)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Riemannian inner product of two tangent vectors at ``x``, shape ``(...)``."""

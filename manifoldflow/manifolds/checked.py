@@ -1,6 +1,9 @@
 """A debugging wrapper that looks at every argument of a manifold."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,3 +136,39 @@ class Checked(Manifold):
                 f"{method}: a vector lies {off:.3g} off the tangent space of {self.manifold}; call .to_tangent(x, u) "
                 f"first"
             )
+
+
+def forward_to(own: type, target: Callable[[Any], Any]) -> None:
+    """Give a wrapper class what it does not define of :class:`Manifold`, as calls of the manifold that it wraps.
+
+    Args:
+        own: the wrapper class, a subclass of Manifold.
+        target: from an object of it to the wrapped manifold, or to None where Manifold's own form is right.
+    """
+
+    def method(name: str, default: Any) -> Any:
+        @functools.wraps(default)
+        def call(self: Any, *args: Any, **options: Any) -> Any:
+            inner = target(self)
+            return default(self, *args, **options) if inner is None else getattr(inner, name)(*args, **options)
+
+        return call
+
+    def fact(name: str, default: Any) -> Any:
+        def get(self: Any) -> Any:
+            inner = target(self)
+            if inner is not None:
+                return getattr(inner, name)
+            return default.__get__(self, own) if isinstance(default, property) else default
+
+        return property(get)
+
+    taken = {name for c in own.__mro__ if c not in Manifold.__mro__ for name in vars(c)}
+    for base in reversed(Manifold.__mro__[:-1]):
+        for name, value in vars(base).items():
+            if name.startswith("__") or name in taken or name in ("check", "_need_homogeneous"):
+                continue
+            setattr(own, name, method(name, value) if callable(value) else fact(name, value))
+
+
+forward_to(Checked, lambda checked: checked.manifold)

@@ -15,17 +15,22 @@ vanish there, and then the density integrates to 1 whatever the training.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.flat import Flat
 from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.numerics import dot, in_full_precision, tiny_square
 
 
-class Domain(Manifold):
+class Domain(Flat, Manifold):
     """What the domains of :math:`R^d` share; a subclass gives ``exp``, ``project``, ``residual`` and ``_reflected_back``."""
+
+    has_walls: ClassVar[bool] = True
+    is_homogeneous: ClassVar[bool] = False
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -378,6 +383,7 @@ class ReflectedSimplex(Domain):
 
     categories: int
     bounces: int = 12
+    any_vector_is_tangent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.bounces < 1:

@@ -1,15 +1,17 @@
 """Flat space, and flat space without its translations."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.flat import Linear
 
 
 @dataclass(frozen=True)
-class Euclidean(Manifold):
+class Euclidean(Linear, Manifold):
     """:math:`R^d` with the flat metric; points and tangents have shape ``(..., d)``.
 
     Args:
@@ -56,9 +58,6 @@ class Euclidean(Manifold):
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], self.d, self.d)
 
-    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
-        return torch.zeros_like(u[..., 0])
-
     def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
         return torch.ones_like(u[..., 0], dtype=torch.bool)
 
@@ -67,7 +66,7 @@ class Euclidean(Manifold):
 
 
 @dataclass(frozen=True)
-class Centered(Manifold):
+class Centered(Linear, Manifold):
     r"""Sets of N points with their mean removed: :math:`\{x \in R^{N \times d} : \sum_i m_i x_i = 0\}` for a mask m.
 
     Points have shape ``(B, N, d)``. The subspace is flat, so exp and log are those of ``base``; only :meth:`center`
@@ -78,6 +77,8 @@ class Centered(Manifold):
     """
 
     base: Euclidean
+    is_centered: ClassVar[bool] = True
+    any_vector_is_tangent: ClassVar[bool] = False
 
     @property
     def dim(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.numerics import dot, in_full_precision, tiny_square
+from manifoldflow.numerics import coth_slope, dot, in_full_precision, tiny_square
 
 
 class Hyperbolic(Manifold):
@@ -54,6 +54,17 @@ class Hyperbolic(Manifold):
     def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
         r""":math:`(d - 1) \log(\sinh\rho / \rho)`."""
         return (self.d - 1) * log_sinhc(self._squared_length(x, u)).squeeze(-1)
+
+    @in_full_precision
+    def volume_gradient(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        r""":math:`(d - 1)(\rho \coth \rho - 1) / \rho^2 \, c\, v`."""
+        return (self.d - 1) * self._c * coth_slope(self._squared_length(x, u)) * v
+
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.to_tangent(x, v)
 
     def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
         """Every geodesic is."""
@@ -132,6 +143,10 @@ class PoincareBall(Hyperbolic):
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         return u
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        r""":math:`g / \lambda_x^2`."""
+        return 0.25 * self._gap(x).square() * g
 
     @in_full_precision
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
@@ -248,6 +263,10 @@ class Lorentz(Hyperbolic):
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
         product = dot(x[..., 1:], u[..., 1:]) - x[..., :1] * u[..., :1]
         return u + self._c * product * x
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        """The tangential part of g with its time coordinate turned around."""
+        return self.to_tangent(x, torch.cat([-g[..., :1], g[..., 1:]], -1))
 
     @in_full_precision
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class Mesh(Manifold):
     kernel: Kernel = "biharmonic"
     pairs: int = 100
     tau: float | None = None
+    is_homogeneous: ClassVar[bool] = False
     dim: ClassVar[int] = 2  # type: ignore[misc]
 
     def __post_init__(self) -> None:
@@ -190,6 +191,9 @@ class Mesh(Manifold):
         is_tangent = height.detach().abs() <= (1e-4 if u.dtype == torch.float32 else 1e-9) * size
         out = torch.where(is_tangent, vector - height * flat_normal, level - left * direction)
         return out.reshape(x.shape)
+
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         face = locate(self._at(x), upcast(x).reshape(-1, 3))[0]

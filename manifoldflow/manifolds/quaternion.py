@@ -1,27 +1,28 @@
 """Rotations of space: as unit quaternions."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds import compiled
-from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.manifolds.flat import align_batch
 from manifoldflow.manifolds.rotation import (
-    inverse_right_jacobian,
+    matrix_to_quaternion,
     quaternion_conjugate,
     quaternion_multiply,
     quaternion_rotate,
     quaternion_to_rotvec,
     rotvec_to_quaternion,
 )
+from manifoldflow.manifolds.rotation_group import RotationGroup
 from manifoldflow.manifolds.rows import compiled_as
-from manifoldflow.numerics import cosc_of_square, dot, in_full_precision, polar_angle, smooth_norm
+from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm
 
 
 @dataclass(frozen=True)
-class UnitQuaternion(Manifold):
+class UnitQuaternion(RotationGroup):
     r"""The rotation group as unit quaternions ``(..., 4)`` in the order ``[w, x, y, z]``; q and -q are the same point.
 
     Tangent vectors are those of :class:`SO3`, body-frame rotation vectors ``(..., 3)`` in radians:
@@ -30,10 +31,6 @@ class UnitQuaternion(Manifold):
     arc on :math:`S^3`. ``exp`` keeps the sign of its base point, so a geodesic is continuous in the four numbers, and
     ends at ``x1`` or ``-x1``, whichever is nearer to ``x0``.
     """
-
-    @property
-    def dim(self) -> int:
-        return 3
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -57,9 +54,6 @@ class UnitQuaternion(Manifold):
     @in_full_precision
     def project(self, x: Tensor) -> Tensor:
         return torch.nn.functional.normalize(x, dim=-1)
-
-    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        return u
 
     @in_full_precision
     @compiled_as(compiled.quaternion_geodesic)
@@ -91,11 +85,36 @@ class UnitQuaternion(Manifold):
         r"""Parallel transport along the geodesic with body velocity w = log(x, y): :math:`\mathrm{Exp}(-w/2) u`."""
         return quaternion_rotate(rotvec_to_quaternion(-0.5 * self.log(x, y)), u)
 
-    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        return inverse_right_jacobian(w, v)
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        """``q (0, u) / 2``."""
+        return 0.5 * quaternion_multiply(x, torch.cat([torch.zeros_like(u[..., :1]), u], -1))
 
-    def tangent_basis(self, x: Tensor) -> Tensor:
-        return torch.eye(3, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], 3, 3)
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return 2 * quaternion_multiply(quaternion_conjugate(x), v)[..., 1:]
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return 0.5 * quaternion_multiply(quaternion_conjugate(x), g)[..., 1:]
+
+    def from_quaternion(self, q: Tensor) -> Tensor:
+        return q
+
+    def multiply(self, x: Tensor, y: Tensor) -> Tensor:
+        return quaternion_multiply(x, y)
+
+    def rotate(self, rotation: Tensor, x: Tensor) -> Tensor:
+        turn = align_batch(matrix_to_quaternion(rotation), x, 1, 1)
+        return quaternion_multiply(turn.expand_as(x), x)
+
+    def embed(self, x: Tensor, harmonics: int = 1) -> Tensor:
+        """The ten products of two numbers, which are the same for q and -q."""
+        w, i, j, k = x.unbind(-1)
+        return torch.stack([w * w, w * i, w * j, w * k, i * i, i * j, i * k, j * j, j * k, k * k], -1)
+
+    def embedding_size(self, harmonics: int = 1) -> int:
+        return 10
+
+    def coordinate_gap(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.minimum((x - y).abs().amax(-1), (x + y).abs().amax(-1))
 
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``q (0, e_k) / 2`` and ``e_k``: the frame of left-invariant fields, which have no divergence of their own."""
@@ -103,20 +122,8 @@ class UnitQuaternion(Manifold):
         pure = torch.nn.functional.pad(0.5 * frame, (1, 0))
         return quaternion_multiply(x.unsqueeze(-2), pure), frame
 
-    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
-        r""":math:`\log \frac{2 - 2\cos r}{r^2}`, r = |u|."""
-        return (2 * cosc_of_square(dot(u, u))).log().squeeze(-1)
-
-    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
-        return dot(u, u).squeeze(-1) < math.pi**2
-
     def residual(self, x: Tensor) -> Tensor:
         return (torch.linalg.vector_norm(x, dim=-1) - 1).abs()
-
-    @property
-    def log_volume(self) -> float:
-        r""":math:`\log 8 \pi^2`, the volume of the rotation group when length is the rotation angle."""
-        return math.log(8 * math.pi**2)
 
     def sample_uniform(
         self,

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ class Simplex(Manifold):
         categories: number K of categories; the dimension is K - 1.
         metric: ``"fisher_rao"`` or ``"flat"``.
     """
+
+    has_walls: ClassVar[bool] = True
+    is_homogeneous: ClassVar[bool] = False
 
     categories: int
     metric: Literal["fisher_rao", "flat"] = "fisher_rao"
@@ -172,6 +175,36 @@ class Simplex(Manifold):
     def rate(self, x: Tensor, u: Tensor) -> Tensor:
         r"""The rate of change :math:`\dot p` of the probabilities that belongs to the tangent ``u``."""
         return u if self._is_flat else _root(x) * u
+
+    @in_full_precision
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        if self._is_flat:
+            return self.to_tangent(x, v)
+        return self.to_tangent(x, torch.where(x > 0, v / x.clamp_min(torch.finfo(x.dtype).tiny).sqrt(), 0.0))
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return self.to_tangent(x, self.rate(x, g))
+
+    def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.to_tangent(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+
+    @property
+    def cover(self) -> Manifold:
+        r"""Fisher-Rao: the sphere of :math:`z = \sqrt p`. Flat: itself, as exp stops at the walls."""
+        return self if self._is_flat else self._sphere
+
+    def lift(self, x: Tensor) -> Tensor:
+        return x if self._is_flat else x.sqrt()
+
+    def fold(self, z: Tensor) -> Tensor:
+        return z if self._is_flat else z.square()
+
+    def lift_tangent(self, z: Tensor, u: Tensor) -> Tensor:
+        # A tangent p' / sqrt(p) is 2 z'.
+        return u if self._is_flat else self._sphere.to_tangent(z, 0.5 * u)
+
+    def is_inside(self, z: Tensor, atol: float = 1e-6) -> Tensor:
+        return super().is_inside(z) if self._is_flat else (z >= -atol).all(-1)
 
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         basis = self.tangent_basis(x)

@@ -1,29 +1,29 @@
 """Rotations of space: as matrices."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds import compiled
-from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.manifolds.flat import align_batch
 from manifoldflow.manifolds.rotation import (
     compose,
     hat,
-    inverse_right_jacobian,
     matrix_to_rotvec,
     quaternion_to_matrix,
     rotvec_to_matrix,
     sixd_to_matrix,
 )
+from manifoldflow.manifolds.rotation_group import RotationGroup
 from manifoldflow.manifolds.rotation_rows import matrix_of_quaternion, power, quaternion_of_matrix
 from manifoldflow.manifolds.rows import compiled_as, matrices, rows, times
-from manifoldflow.numerics import cosc_of_square, dot, in_full_precision
+from manifoldflow.numerics import in_full_precision
 
 
 @dataclass(frozen=True)
-class SO3(Manifold):
+class SO3(RotationGroup):
     r"""The rotation group SO(3) as matrices ``(..., 3, 3)``, with the metric in which length is the angle in radians.
 
     Tangent vectors are body-frame rotation vectors ``(..., 3)``:
@@ -32,10 +32,6 @@ class SO3(Manifold):
     """
 
     event_ndim = 2
-
-    @property
-    def dim(self) -> int:
-        return 3
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -61,9 +57,6 @@ class SO3(Manifold):
         """Gram-Schmidt on the first two columns: no SVD, so the backward pass is finite wherever they are independent."""
         return sixd_to_matrix(torch.cat([x[..., :, 0], x[..., :, 1]], -1))
 
-    def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        return u
-
     @in_full_precision
     @compiled_as(compiled.so3_geodesic)
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
@@ -84,32 +77,35 @@ class SO3(Manifold):
         w = self.log(x, y)
         return (rotvec_to_matrix(-0.5 * w) * u.unsqueeze(-2)).sum(-1)
 
-    def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        return inverse_right_jacobian(w, v)
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        """``R hat(u)``."""
+        return compose(x, hat(u))
 
-    def tangent_basis(self, x: Tensor) -> Tensor:
-        return torch.eye(3, dtype=x.dtype, device=x.device).expand(*x.shape[:-2], 3, 3)
+    @in_full_precision
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return 0.5 * _vee(compose(x.mT, v))
+
+    @in_full_precision
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return _vee(compose(x.mT, g))
+
+    def from_quaternion(self, q: Tensor) -> Tensor:
+        return quaternion_to_matrix(q)
+
+    def multiply(self, x: Tensor, y: Tensor) -> Tensor:
+        return compose(x, y)
+
+    def rotate(self, rotation: Tensor, x: Tensor) -> Tensor:
+        return align_batch(rotation, x, 2, 2) @ x
 
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``R hat(e_k)`` and ``e_k``: the frame of left-invariant fields, which have no divergence of their own."""
         frame = self.tangent_basis(x)
         return compose(x.unsqueeze(-3), hat(frame)), frame
 
-    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
-        r""":math:`\log \frac{2 - 2\cos r}{r^2}`, r = |u|."""
-        return (2 * cosc_of_square(dot(u, u))).log().squeeze(-1)
-
-    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
-        return dot(u, u).squeeze(-1) < math.pi**2
-
     def residual(self, x: Tensor) -> Tensor:
         identity = torch.eye(3, dtype=x.dtype, device=x.device)
         return (compose(x.mT, x) - identity).abs().amax((-1, -2)).maximum((torch.linalg.det(x) - 1).abs())
-
-    @property
-    def log_volume(self) -> float:
-        r""":math:`\log 8 \pi^2`, the volume of the rotation group when length is the rotation angle."""
-        return math.log(8 * math.pi**2)
 
     def sample_uniform(
         self,
@@ -121,3 +117,8 @@ class SO3(Manifold):
     ) -> Tensor:
         q = torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device)
         return quaternion_to_matrix(torch.nn.functional.normalize(q, dim=-1))
+
+
+def _vee(a: Tensor) -> Tensor:
+    """The vector of the skew part of matrices, twice: the transpose of ``hat``."""
+    return torch.stack([a[..., 2, 1] - a[..., 1, 2], a[..., 0, 2] - a[..., 2, 0], a[..., 1, 0] - a[..., 0, 1]], -1)

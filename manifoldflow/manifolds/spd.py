@@ -167,6 +167,17 @@ class SPD(_PositiveDefinite):
         root = _cholesky(x)
         return (_whiten(root, u) * _whiten(root, v)).sum((-2, -1))
 
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return _symmetric(v)
+
+    @in_full_precision
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        r""":math:`x\, \mathrm{sym}(g)\, x`."""
+        return _symmetric(x @ _symmetric(g) @ x)
+
     @in_full_precision
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         r""":math:`L \sqrt{m}\, (L^{-1} u L^{-T}) \sqrt{m} L^T` with :math:`m = L^{-1} y L^{-T}`."""
@@ -232,8 +243,31 @@ class LogEuclideanSPD(_PositiveDefinite):
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return u
 
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        """The derivative of the matrix exponential at log x."""
+        return self._rate_of_exp(x, u, invert=False)
+
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return self._rate_of_exp(x, v, invert=True)
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return self._rate_of_exp(x, g, invert=False)  # the map is its own transpose
+
+    @in_full_precision
+    def _rate_of_exp(self, x: Tensor, u: Tensor, *, invert: bool) -> Tensor:
+        e, q = torch.linalg.eigh(_symmetric(x))
+        slope = _divided("exp", e.log())
+        inside = q.mT @ _symmetric(u) @ q
+        return _conjugate(q, inside / slope if invert else inside * slope)
+
     def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         return v
+
+    def volume_gradient(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        return torch.zeros_like(v)
+
+    def carry_noise(self, x: Tensor, motion: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.exp(x, u), motion, z
 
     def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
         return torch.zeros_like(u[..., 0, 0])

@@ -3,16 +3,19 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from manifoldflow.manifolds import compiled
+from manifoldflow.manifolds import compiled, radial
 from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.laws import log_wrapped_turns
 from manifoldflow.manifolds.rows import compiled_as
 from manifoldflow.numerics import (
     FEW,
     cos_of_square,
     cosc_of_square,
+    cot_slope,
     dot,
     in_full_precision,
     polar_angle,
@@ -136,6 +139,78 @@ class Sphere(Manifold):
     def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
         r""":math:`(d - 1) \log |\sin r / r|`, r = |u|."""
         return (self.dim - 1) * sinc_of_square(dot(u, u)).abs().log().squeeze(-1)
+
+    @property
+    def closed_geodesic(self) -> float:
+        return 2 * math.pi
+
+    @property
+    def conjugate_radius(self) -> float:
+        return math.pi
+
+    def rate(self, x: Tensor, u: Tensor) -> Tensor:
+        return u
+
+    def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.to_tangent(x, v)
+
+    def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        return self.to_tangent(x, g)
+
+    def random_tangent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        return self.to_tangent(x, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device))
+
+    @in_full_precision
+    def volume_gradient(self, x: Tensor, u: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        r""":math:`(d - 1)(r \cot r - 1) / r^2 \, v`."""
+        return (self.dim - 1) * cot_slope(dot(u, u)) * v
+
+    @in_full_precision
+    def carry_noise(self, x: Tensor, motion: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        squared = dot(u, u)
+        cos, sinc = cos_of_square(squared), sinc_of_square(squared)
+        return self.exp(x, u), cos * motion - sinc * dot(u, motion) * x, cos * z - sinc * dot(u, z) * x
+
+    def log_wrapped_normal(self, mean: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:
+        return log_wrapped_turns(self.dist(mean, x), scale, self.dim, self.dim - 1, 1.0)
+
+    def log_fisher_normalizer(self, kappas: Tensor) -> Tensor:
+        r"""S^2: :math:`\kappa / 2\pi (1 - e^{-2\kappa})`. S^d: :math:`\kappa^\nu / ((2\pi)^{\nu+1} e^{-\kappa} I_\nu(\kappa))`,
+        :math:`\nu = (d-1)/2`."""
+        from scipy import special
+
+        k, order = kappas.double().numpy(), 0.5 * (self.dim - 1)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+            if self.dim == 2:
+                value = np.log(k / (2 * math.pi)) - np.log(-np.expm1(-2 * k))
+            else:
+                value = order * np.log(k) - (order + 1) * math.log(2 * math.pi) - np.log(special.ive(order, k))
+            value = np.where(k < 1e-12, -self.log_volume, value)
+        return torch.from_numpy(np.asarray(value, dtype=np.float64))
+
+    def _fisher_distance(self, kappa: float, place: Tensor) -> Tensor:
+        if self.dim != 2:
+            return radial.draw_distance(self, kappa, place)
+        # 1 - cos is exponential, cut off at 2 (Ulrich 1984); for kappa 0 it is uniform.
+        h = 2 * place if kappa == 0 else -torch.log1p(place * math.expm1(-2 * kappa)) / kappa
+        return 2 * torch.asin((0.5 * h).clamp(0, 1).sqrt())
+
+    def radial_area(self) -> radial.Profile:
+        return radial.Profile(math.pi, lambda r: np.sin(r) ** (self.dim - 1), self.dim)
+
+    def from_shares(self, shares: Tensor) -> Tensor:
+        """Longitude and height of S^2 (Archimedes)."""
+        if self.dim != 2:
+            return super().from_shares(shares)
+        turn, z = 2 * math.pi * shares[..., 0], 2 * shares[..., 1] - 1
+        flat = (1 - z * z).clamp_min(0).sqrt()
+        return torch.stack([flat * turn.cos(), flat * turn.sin(), z], -1)
+
+    def to_shares(self, x: Tensor) -> Tensor:
+        if self.dim != 2:
+            return super().to_shares(x)
+        turn = (torch.atan2(x[..., 1], x[..., 0]) / (2 * math.pi)).remainder(1)
+        return torch.stack([turn, ((x[..., 2] + 1) / 2).clamp(0, 1 - 1e-7)], -1)
 
     def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
         return dot(u, u).squeeze(-1) < math.pi**2

@@ -3,15 +3,19 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import radial
 from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.flat import Flat
+from manifoldflow.manifolds.laws import expand, image_numbers, log_normal
 from manifoldflow.numerics import in_full_precision, upcast
 
 
 @dataclass(frozen=True)
-class Torus(Manifold):
+class Torus(Flat, Manifold):
     r"""The flat torus :math:`(R / L)^d`: vectors ``(..., d)`` whose entries are periodic, with the flat metric.
 
     Points are stored in [0, period); any real representative is a valid argument. Tangents are plain vectors ``(...,
@@ -86,8 +90,44 @@ class Torus(Manifold):
     def tangent_basis(self, x: Tensor) -> Tensor:
         return torch.eye(self.d, dtype=x.dtype, device=x.device).expand(*x.shape[:-1], self.d, self.d)
 
-    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
-        return torch.zeros_like(u[..., 0])
+    @property
+    def coordinate_period(self) -> float:
+        return self.period
+
+    def log_wrapped_normal(self, mean: Tensor, x: Tensor, scale: float | Tensor) -> Tensor:
+        """The product of the wrapped normals of the circles."""
+        images = self.log(mean, x).unsqueeze(-1) + self.period * image_numbers(scale, self.period, x)
+        value = log_normal(images**2, expand(expand(scale)), 1).logsumexp(-1)
+        if isinstance(scale, Tensor):  # wider laws than the images reach are uniform to 1e-9
+            value = torch.where(scale.unsqueeze(-1) > self.period, -math.log(self.period), value)
+        return value.sum(-1)
+
+    def versine(self, x: Tensor, y: Tensor) -> Tensor:
+        r""":math:`\sum_i 1 - \cos`, of the angles that make a turn a period."""
+        return 2 * torch.sin((y - x) * (math.pi / self.period)).square().sum(-1)
+
+    def log_fisher_normalizer(self, kappas: Tensor) -> Tensor:
+        r""":math:`(L e^{-\kappa} I_0(\kappa))^{-d}`."""
+        return -self.d * (math.log(self.period) + torch.special.i0e(kappas.double()).log())
+
+    def draw_fisher(
+        self, mean: Tensor, kappa: float, shape: tuple[int, ...], *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A product of von Mises laws."""
+        place = torch.rand((*shape, self.d), generator=generator, dtype=torch.float64, device=mean.device)
+        angle = radial.draw_distance(self, kappa, place).to(mean.dtype)
+        side = torch.randn((*shape, self.d), generator=generator, dtype=mean.dtype, device=mean.device).sign()
+        return self.exp(mean.expand(*shape, self.d), side * angle * (self.period / (2 * math.pi)))
+
+    def radial_area(self) -> radial.Profile:
+        """Of one circle, in radians."""
+        return radial.Profile(math.pi, np.ones_like, 1)
+
+    def from_shares(self, shares: Tensor) -> Tensor:
+        return shares * self.period
+
+    def to_shares(self, x: Tensor) -> Tensor:
+        return (x / self.period).remainder(1)
 
     def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
         """Every entry shorter than half of the period."""

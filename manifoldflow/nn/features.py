@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.torus import Torus
 from manifoldflow.numerics import push_along
 
 
@@ -39,8 +37,8 @@ class PointFeatures(nn.Module):
 class Coordinates(PointFeatures):
     r"""The coordinates of a point, as functions on the manifold.
 
-    Tori: :math:`\sin, \cos` of the first ``harmonics`` multiples of every angle. Quaternions: the ten products
-    :math:`q_i q_j`, which are the same for q and -q. Everything else: the numbers of the point.
+    :meth:`Manifold.embed`. Tori: :math:`\sin, \cos` of the first ``harmonics`` multiples of every angle. Quaternions: the
+    ten products :math:`q_i q_j`, which are the same for q and -q. Everything else: the numbers of the point.
 
     Args:
         manifold: the space.
@@ -50,32 +48,13 @@ class Coordinates(PointFeatures):
     def __init__(self, manifold: Manifold, harmonics: int = 4) -> None:
         super().__init__()
         self.manifold, self.harmonics = manifold, harmonics
-        numbers = math.prod(manifold.event_shape)
-        if isinstance(manifold, Torus):
-            self.size = 2 * harmonics * numbers
-        else:
-            self.size = 10 if isinstance(manifold, UnitQuaternion) else numbers
+        self.size = manifold.embedding_size(harmonics)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.manifold, Torus):
-            phase = self._phase(x, self.manifold.period)
-            return torch.cat([phase.sin(), phase.cos()], -1)
-        if isinstance(self.manifold, UnitQuaternion):
-            w, i, j, k = x.unbind(-1)
-            return torch.stack([w * w, w * i, w * j, w * k, i * i, i * j, i * k, j * j, j * k, k * k], -1)
-        return x.flatten(-self.manifold.event_ndim) if self.manifold.event_ndim > 1 else x
+        return self.manifold.embed(x, self.harmonics)
 
     def push(self, x: Tensor, moves: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.manifold, Torus):
-            return super().push(x, moves, *rest)
-        phase, moved = self._phase(x, self.manifold.period), self._phase(moves, self.manifold.period)
-        sin, cos = phase.sin(), phase.cos()
-        return torch.cat([sin, cos], -1), torch.cat([cos * moved, -sin * moved], -1)
-
-    def _phase(self, x: Tensor, period: float) -> Tensor:
-        """Multiples of the angles, ``(..., d * harmonics)``."""
-        turns = 2 * math.pi / period * torch.arange(1, self.harmonics + 1, dtype=x.dtype, device=x.device)
-        return (x.unsqueeze(-1) * turns).flatten(-2)
+        return self.manifold.push_embedding(x, moves, self.harmonics)
 
 
 class FourierFeatures(PointFeatures):
@@ -94,13 +73,14 @@ class FourierFeatures(PointFeatures):
     def __init__(self, manifold: Manifold, count: int = 256, finest: float = 64.0, *, seed: int = 0) -> None:
         super().__init__()
         self.base = Coordinates(manifold, harmonics=1)
-        self.is_torus = isinstance(manifold, Torus)
-        self.turn = 2 * math.pi / manifold.period if isinstance(manifold, Torus) else 1.0
-        width = math.prod(manifold.event_shape) if self.is_torus else self.base.size
+        period = manifold.coordinate_period
+        self.is_periodic = period is not None
+        self.turn = 1.0 if period is None else 2 * math.pi / period
+        width = math.prod(manifold.event_shape) if self.is_periodic else self.base.size
         generator = torch.Generator().manual_seed(seed)
         direction = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
         waves = direction * torch.logspace(0, math.log10(finest), count).unsqueeze(-1)
-        if self.is_torus:
+        if self.is_periodic:
             waves = waves.round()
             axis = torch.arange(count) % width  # a wave that rounds to nothing becomes one along an axis
             waves = torch.where(waves.any(-1, keepdim=True), waves, torch.nn.functional.one_hot(axis, width).float())
@@ -110,7 +90,7 @@ class FourierFeatures(PointFeatures):
 
     def forward(self, x: Tensor) -> Tensor:
         base = self.base(x)
-        phase = (x * self.turn if self.is_torus else base) @ self.waves.mT.to(x.dtype)
+        phase = (x * self.turn if self.is_periodic else base) @ self.waves.mT.to(x.dtype)
         return torch.cat([base, phase.sin(), phase.cos()], -1)
 
 

@@ -24,7 +24,7 @@ class NormalCoordinates(PointFeatures):
 
     def __init__(self, manifold: Manifold) -> None:
         super().__init__()
-        if not getattr(manifold, "is_hadamard", False):
+        if not manifold.is_hadamard:
             raise ValueError(
                 f"NormalCoordinates needs a manifold without conjugate points (hyperbolic space, positive-definite matrices), "
                 f"got {manifold}"
@@ -68,6 +68,8 @@ class FrameMLP(TangentMLP):
 
 class _InFrame:
     """What a :class:`TangentMLP` asks of its manifold, with coordinates in the frame in place of ambient vectors."""
+
+    any_vector_is_tangent = False
 
     def __init__(self, manifold: Manifold) -> None:
         self.manifold, self.event_ndim = manifold, manifold.event_ndim

@@ -8,8 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.manifolds.euclidean import Euclidean
-from manifoldflow.manifolds.torus import Torus
 from manifoldflow.nn.features import Coordinates, LandmarkFeatures, PointFeatures
 from manifoldflow.numerics import push_along
 
@@ -97,7 +95,7 @@ class TangentMLP(nn.Module):
         value, pushed = self._push(point, pushed, rest)
         value = value.reshape(*batch, *self.tangent_shape)
         pushed = pushed.reshape(len(moves), *batch, *self.tangent_shape)
-        if isinstance(self.manifold, Euclidean | Torus):
+        if self.manifold.any_vector_is_tangent:
             return value, pushed  # every vector is a tangent
         return push_along(self.manifold.to_tangent, (x, value), (moves, pushed))
 

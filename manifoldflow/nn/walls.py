@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from manifoldflow.manifolds.domains import Domain
-from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.manifolds.base import Manifold
 
 
 class NoFlux(nn.Module):
@@ -20,9 +19,9 @@ class NoFlux(nn.Module):
         width: of the layer at the walls in which the normal component fades, in units of length.
     """
 
-    def __init__(self, model: nn.Module, domain: Domain | Simplex, width: float) -> None:
+    def __init__(self, model: nn.Module, domain: Manifold, width: float) -> None:
         super().__init__()
-        if not isinstance(domain, Domain | Simplex):
+        if not domain.has_walls:
             raise TypeError(
                 f"NoFlux needs a domain with walls (Box, Ball, HalfSpace, ReflectedSimplex, Simplex), got {domain}"
             )

@@ -4,19 +4,12 @@ Albergo, Boffi & Vanden-Eijnden (2023) on flat space; here on flat space, sphere
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
-from manifoldflow.manifolds.euclidean import Euclidean
-from manifoldflow.manifolds.quaternion import UnitQuaternion
-from manifoldflow.manifolds.rotation import rotvec_to_matrix
-from manifoldflow.manifolds.so3 import SO3
-from manifoldflow.manifolds.sphere import Sphere
-from manifoldflow.manifolds.torus import Torus
-from manifoldflow.numerics import cos_of_square, dot, sinc_of_square
 from manifoldflow.paths.schedule import Linear, Schedule
 
 
@@ -141,15 +134,12 @@ class StochasticInterpolant:
             raise ValueError("StochasticInterpolant: the network predicts a drift and a noise, not the endpoint")
         bound = replace(self, manifold=self.manifold or manifold)
         space = bound.space
-        if not isinstance(space, Euclidean | Torus | Sphere | SO3 | UnitQuaternion):
+        if not space.is_homogeneous:
             raise TypeError(
-                f"StochasticInterpolant has closed forms on Euclidean, Torus, Sphere, SO3 and UnitQuaternion, not on "
-                f"{space}; use Geodesic() there"
+                f"StochasticInterpolant: noise on {space} meets walls or folds, where its law has no closed form; use "
+                "Geodesic() there"
             )
-        if isinstance(space, Euclidean | Torus):
-            return bound
-        reach = (1.0 if isinstance(space, Sphere) else 2.0) * torch.pi
-        most = reach / (space.dim**0.5 + 5)
+        most = space.conjugate_radius / (space.dim**0.5 + 5)
         if self.noise.scale > most:
             raise ValueError(
                 f"StochasticInterpolant: noise of scale {self.noise.scale:g} wraps around {space}; at most {most:.3g} radians"
@@ -176,8 +166,7 @@ class StochasticInterpolant:
             generator: of z.
         """
         centre, direction = self.space.geodesic(x0, x1, self.schedule.k(t))
-        normal = torch.randn(direction.shape, generator=generator, dtype=direction.dtype, device=direction.device)
-        return self.around(centre, direction, self.space.to_tangent(centre, normal), t, x1)
+        return self.around(centre, direction, self.space.random_tangent(centre, generator=generator), t, x1)
 
     def around(self, centre: Tensor, direction: Tensor, z: Tensor, t: Tensor, x1: Tensor) -> InterpolantPoint:
         r"""The point :math:`\exp_{I_t}(\gamma z)` and its targets.
@@ -193,12 +182,10 @@ class StochasticInterpolant:
         motion = expand_time(self.schedule.dk(t), direction, n) * direction
         level = expand_time(self.noise.level(t), z, n)
         rate = expand_time(self.noise.rate(t), z, n)
-        x, carried, z = _noisy(space, centre, motion, level * z, z)
-        # |z| is kept by transport, so the carried z will do.
-        bend = _volume_slope(space, dot(level * z, level * z))
-        noise = (1 + level * level * bend) * z
-        drift = carried - rate * level * level * bend * z
-        return InterpolantPoint(x, t, carried + rate * z, x1, drift, noise)
+        u = level * z
+        x, carried, z = space.carry_noise(centre, motion, u, z)
+        bend = level * space.volume_gradient(centre, u, x, level * z)
+        return InterpolantPoint(x, t, carried + rate * z, x1, carried - rate * bend, z + bend)
 
     def split(self, pred: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The drift and the noise of a prediction ``(..., 2, *tangent)``, made tangent at ``x``."""
@@ -246,35 +233,3 @@ class StochasticInterpolant:
         n = self.space.tangent_ndim
         gained = self.noise.level(s) - self.noise.level(t)
         return self.space.exp(x, expand_time(s - t, drift, n) * drift + expand_time(gained, noise, n) * noise)
-
-
-def _noisy(space: Any, centre: Tensor, motion: Tensor, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(centre, u) for u parallel to z, its velocity when the centre moves and carries u along, and z carried to it."""
-    x = space.exp(centre, u)
-    if isinstance(space, Sphere):
-        squared = dot(u, u)
-        cos, sinc = cos_of_square(squared), sinc_of_square(squared)
-        return x, cos * motion - sinc * dot(u, motion) * centre, cos * z - sinc * dot(u, z) * centre
-    if isinstance(space, SO3 | UnitQuaternion):
-        # d/dt I Exp(u) = I hat(motion) Exp(u): in the body frame of the result the motion is turned back by u.
-        return x, (rotvec_to_matrix(-u) * motion.unsqueeze(-2)).sum(-1), z
-    return x, motion, z
-
-
-def _volume_slope(space: Any, squared: Tensor) -> Tensor | float:
-    r""":math:`\frac{1}{\rho} \frac{d}{d\rho} \log J` of the volume factor of exp at :math:`\rho^2`."""
-    if isinstance(space, Sphere):
-        return (space.dim - 1) * _cot_slope(squared)
-    if isinstance(space, SO3 | UnitQuaternion):
-        return 0.5 * _cot_slope(0.25 * squared)
-    return 0.0
-
-
-def _cot_slope(squared: Tensor) -> Tensor:
-    r""":math:`(r \cot r - 1) / r^2` as a function of r**2, -1/3 at 0."""
-    is_small = squared < 0.1
-    q = torch.where(is_small, squared, 0.0)
-    series = -(1 / 3 + q * (1 / 45 + q * (2 / 945 + q * (1 / 4725 + q * (2 / 93555 + q * (1382 / 638512875))))))
-    safe = squared.where(~is_small, 1.0)
-    r = safe.sqrt()
-    return torch.where(is_small, series, (r / r.tan() - 1) / safe)
