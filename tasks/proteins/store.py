@@ -1,5 +1,6 @@
 """The data set on disk: a folder of .npy files with all residues, and index.json with one entry per chain."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -31,14 +32,15 @@ class DatasetWriter:
     as it was. ``.npy`` files grow on disk, so the memory needed is that of one chain.
 
     Args:
-        folder: the data set to make. An older data set there is replaced; any other non-empty folder is an error.
+        folder: the data set to make. An older data set there is replaced if the folder holds nothing else; a folder
+            with files that its index does not name is an error, whatever they are.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if self.folder.exists() and not (self.folder / "index.json").is_file():
-            if not self.folder.is_dir() or any(self.folder.iterdir()):
-                raise FileExistsError(f"{self.folder}: exists and is not a protein data set; choose another folder")
+        if self.folder.is_symlink():  # the data set goes where the link leads
+            self.folder = self.folder.resolve()
+        _check_replaceable(self.folder)
         self.entries: list[dict[str, Any]] = []
         self._names: set[str] = set()
         self._files: dict[str, BinaryIO] = {}
@@ -104,16 +106,56 @@ class DatasetWriter:
         offset = np.cumsum([0] + [entry["length"] for entry in self.entries], dtype=np.int64)
         np.save(self.temporary / "offset.npy", offset)
         columns = {key: [e[key] for e in self.entries] for key in ("name", "chain_id", "cluster", "source")}
-        index = {"format_version": FORMAT_VERSION, "chains": len(self.entries), "residues": rows, **columns}
-        (self.temporary / "index.json").write_text(json.dumps(index))
+        files = sorted({"index.json", *(path.name for path in self.temporary.iterdir())})
+        index = {"format_version": FORMAT_VERSION, "chains": len(self.entries), "residues": rows, "files": files}
+        (self.temporary / "index.json").write_text(json.dumps(index | columns))
+        _check_replaceable(self.folder)  # again: preparing takes minutes, and people put files into folders
         if self.folder.exists():
             # Readers of the old data set keep their open maps; the system refuses a rename onto a non-empty folder.
-            old = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-old-", dir=self.folder.parent))
-            os.replace(self.folder, old / "data")
-            os.replace(self.temporary, self.folder)
-            shutil.rmtree(old, ignore_errors=True)
+            old = Path(tempfile.mkdtemp(prefix=f".{self.folder.name}-old-", dir=self.folder.parent)) / "data"
+            os.replace(self.folder, old)
+            try:
+                os.replace(self.temporary, self.folder)
+            except OSError:
+                os.replace(old, self.folder)
+                raise
+            for name in _own_files(old):  # by name: what came in at the last moment stays, and the folder with it
+                (old / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                old.rmdir()
+                old.parent.rmdir()
         else:
             os.replace(self.temporary, self.folder)
+
+
+def _own_files(folder: Path) -> set[str]:
+    """The files of the data set in a folder, as its index names them; none if the index is not one of ours."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+    except (OSError, ValueError):
+        return set()
+    if (
+        not isinstance(index, dict)
+        or "format_version" not in index
+        or not {"chains", "residues", "name"} <= index.keys()
+    ):
+        return set()
+    named = index.get("files", [*(f"{key}.npy" for key in _ARRAYS), "offset.npy", "rejected.csv"])
+    return {"index.json"} | {name for name in named if isinstance(name, str) and Path(name).name == name}
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raise ``FileExistsError`` if making a data set under this name would remove anything but an older data set."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise FileExistsError(f"{folder}: is a file, expected a folder; choose another name")
+    own = _own_files(folder)
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own or path.is_dir())
+    if others:
+        shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        kind = "beside the data set also holds" if own else "is not a protein data set and holds"
+        raise FileExistsError(f"{folder}: {kind} {shown}; move that away or choose another folder")
 
 
 def write_dataset(

@@ -164,6 +164,43 @@ def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize("others", [["mine.txt"], ["coords.npy.bak", "notes"], [".hidden"]])
+def test_an_older_data_set_is_replaced_but_nothing_else_in_its_folder(folder: Path, others: list[str]) -> None:
+    write_dataset([chain("new", 12)], folder)
+    assert ProteinDataset(folder).names == ["new"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["set"]  # no leftovers beside it
+    for name in others:
+        (folder / name).write_text("hours of work")
+    with pytest.raises(FileExistsError, match=f"beside the data set also holds {sorted(others)[0]}"):
+        DatasetWriter(folder)
+    assert ProteinDataset(folder).names == ["new"] and all((folder / name).is_file() for name in others)
+
+
+@pytest.mark.parametrize("index", ["{}", "[1]", '{"posts": 3}', "not json", '{"name": "x", "files": ["a.txt"]}'])
+def test_a_folder_with_an_index_of_something_else_is_left_alone(tmp_path: Path, index: str) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "index.json").write_text(index)
+    (site / "a.txt").write_text("hours of work")
+    with pytest.raises(FileExistsError, match=r"is not a protein data set and holds a\.txt, index\.json"):
+        write_dataset([chain("new", 12)], site)
+    assert sorted(path.name for path in site.iterdir()) == ["a.txt", "index.json"]
+
+
+def test_files_that_arrive_while_the_data_set_is_made_stay(folder: Path) -> None:
+    with pytest.raises(FileExistsError, match="late"), DatasetWriter(folder) as writer:
+        writer.add(chain("new", 12))
+        (folder / "late.txt").write_text("hours of work")
+    assert (folder / "late.txt").is_file() and len(ProteinDataset(folder)) == 60
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["set"]
+
+
+def test_a_data_set_behind_a_link_is_replaced_where_it_lies(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(folder)
+    write_dataset([chain("new", 12)], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and ProteinDataset(folder).names == ["new"]
+
+
 def test_damaged_or_missing_data_sets_say_so(folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no protein data set here.*prepare"):
         ProteinDataset(folder.parent / "gone")
