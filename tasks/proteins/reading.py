@@ -1,22 +1,22 @@
-"""Read PDB, mmCIF and BinaryCIF files (also gzipped) into backbone chains. Parsing is biotite's, the choices are ours.
+"""Read PDB, PQR, mmCIF and BinaryCIF files (also gzipped) into backbone chains.
 
-A position is what one chain calls by one residue number and insertion code. It counts if N, CA, C and O are there.
+A residue is what one chain calls by one number and insertion code. It counts if N, CA and C are there; a missing O is
+put where the peptide plane has it, and counted in ``Chain.missing``.
 
-* Alternate locations: one choice per position, the complete one of highest mean backbone occupancy; the first listed
+* Alternate locations: one choice per residue, the complete one of highest mean backbone occupancy; the first listed
   wins a tie. At point heterogeneity (two residue types at a position) the same rule picks type and location together.
-* Modified residues take their parent's type by the PDB's component dictionary (MSE -> M, SEP -> S, TYS -> Y, ...).
+* Names of residues and atoms: see ``conventions``. Modified residues take their parent's type (MSE -> M, SEP -> S).
   D-amino acids and residues without a single standard parent are X: their backbone is real, their letter would not be.
 * A HETATM residue counts when a peptide bond ties it to a neighbour of its chain, or when it is an amino acid by the
   dictionary and has no OXT, that is, its carbonyl is bonded on (1a4w H 350). A free amino acid, other ligand, water,
   ion or sugar never does.
+* Chains: by chain id. Where that is blank, by segment (columns 73 to 76) and else by TER; where one id holds a residue
+  twice, by segment, TER or numbers that start again, whichever tells them apart. Such chains are called by their
+  segment, or by the next free letter.
 * Order is the order of the file: 1A may come before 1 (1a4w chain L), and numbers need not rise.
 """
 
-import functools
-import gzip
-import io
-import warnings
-import zlib
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -24,97 +24,130 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, BACKBONE, MAX_PEPTIDE_BOND, THREE_LETTER, Chain
+from manifoldflow.files import read_bytes
+from manifoldflow.tasks.proteins.chains import name_chains
+from manifoldflow.tasks.proteins.conventions import is_amino_acid, residue_type
+from manifoldflow.tasks.proteins.records import FARTHEST, Atoms, read_cif, read_pdb
+from manifoldflow.tasks.proteins.structure import BACKBONE, MAX_PEPTIDE_BOND, Chain, rebuild_oxygen
 
-SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".bcif")
-"""Readable file types; each also with ``.gz``."""
-
-# Where the PDB's own files and the dictionary differ, or the dictionary's letter is not one of the twenty.
-_PARENTS = {"PCA": "GLU", "SEC": "CYS", "PYL": "LYS"}
-_UNKNOWN = len(AMINO_ACIDS) - 1
+SUFFIXES = (".pdb", ".ent", ".cif", ".mmcif", ".bcif", ".pqr")
+"""Readable file types; each also with ``.gz``. Numbered assemblies (``.pdb1``) are PDB files."""
+LIMIT = 2**29
+"""Bytes that a packed structure file may unpack to: six million atoms in PDB format."""
+_CLOSEST = 0.5  # angstrom; bonded atoms are never closer
 
 
 def split_suffix(path: Path) -> tuple[str, str]:
     """Stem and file type without ``.gz``: ``1abc.pdb.gz`` -> ``("1abc", ".pdb")``."""
     inner = Path(path.stem) if path.suffix.lower() == ".gz" else Path(path.name)
-    return inner.stem, inner.suffix.lower()
-
-
-@functools.cache
-def _is_amino_acid(name: str) -> bool:
-    from biotite.structure import info
-
-    return "PEPTIDE LINKING" in (info.link_type(name) or "").upper()
-
-
-@functools.cache
-def residue_type(name: str) -> int:
-    """Index in ``AMINO_ACIDS`` of a three-letter residue name, modified residues by their parent, else 20 (X)."""
-    from biotite.structure import info
-
-    name = _PARENTS.get(name, name)
-    if name in THREE_LETTER:
-        return THREE_LETTER.index(name)
-    if info.link_type(name) not in ("L-PEPTIDE LINKING", "PEPTIDE LINKING", "L-PEPTIDE COOH CARBOXY TERMINUS"):
-        return _UNKNOWN
-    column = info.get_from_ccd("chem_comp", name, "mon_nstd_parent_comp_id")
-    parent = "" if column is None else str(column.as_item())
-    if parent in THREE_LETTER:
-        return THREE_LETTER.index(parent)
-    letter = info.one_letter_code(name) or "X"
-    return AMINO_ACIDS.index(letter) if len(letter) == 1 and letter in AMINO_ACIDS else _UNKNOWN
+    return inner.stem, re.sub(r"^\.pdb\d+$", ".pdb", inner.suffix.lower())
 
 
 def read_structure(path: str | Path, model: int = 1, chains: Collection[str] | None = None) -> list[Chain]:
     """Backbone chains of one model of a structure file, named ``stem_chain``, with author chain ids and numbering.
 
     Args:
-        path: ``.pdb``, ``.ent``, ``.cif``, ``.mmcif`` or ``.bcif``, or one of these with ``.gz``.
+        path: ``.pdb``, ``.ent``, ``.pqr``, ``.cif``, ``.mmcif`` or ``.bcif``, or one of these with ``.gz``.
         model: which model, counted from 1 in the order of the file.
         chains: keep only these author chain ids.
 
     Returns:
-        Chains with at least one residue that has N, CA, C and O, in the order of the file.
+        Chains with at least one residue that has N, CA and C, in the order of the file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown file type, empty or damaged file, no such model or chain, no protein residue.
+        ValueError: unknown file type, empty or damaged file, coordinates that are not finite or beyond 100,000 A,
+            no such model or chain, no protein residue.
     """
     path = Path(path)
-    atoms = _read_atoms(path, model)
-    if not np.isfinite(atoms.coord).all():
-        raise ValueError(f"{path}: coordinates are not finite")
-    table = _positions(atoms, path)
+    atoms, count = _read_atoms(path, model)
+    return _chains(path, atoms, model if count > 1 else 1, chains)
+
+
+def read_models(path: str | Path) -> list[list[Chain]]:
+    """:func:`read_structure` of every model of a file: a trajectory, an NMR ensemble, an assembly."""
+    path = Path(path)
+    atoms, count = _read_atoms(path, 1)
+    first = _chains(path, atoms, 1, None)
+    return [first, *(read_structure(path, k) for k in range(2, count + 1))]
+
+
+def count_models(path: str | Path) -> int:
+    """How many models a file holds."""
+    return _read_atoms(Path(path), 1)[1]
+
+
+def _chains(path: Path, atoms: Atoms, model: int, wanted: Collection[str] | None) -> list[Chain]:
+    atoms = _protein(atoms)
+    atoms.chain = name_chains(atoms)
+    try:
+        table = _positions(atoms)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    missing = _missing(atoms, table)
+    table = table[(table[:, :3] >= 0).all(-1)]
+    _check_coordinates(atoms, table, path)
     table = table[_in_chain(atoms, table)]
     if not len(table):
-        raise ValueError(f"{path}: no protein residues with N, CA, C and O")
-    backbone, names = atoms.coord[table], atoms.res_name[table[:, 1]]
-    first = table[:, 0]
-    owner = atoms.chain_id[first]
+        raise ValueError(f"{path}: no protein residues with N, CA and C{_why_none(missing)}")
+    owner = atoms.chain[table[:, 0]]
     found = list(dict.fromkeys(owner.tolist()))
-    absent = [chain for chain in chains or () if chain not in found]
+    absent = [chain for chain in wanted or () if chain not in found]
     if absent:
         raise ValueError(f"{path}: no protein chain {absent[0]!r}; the file has {', '.join(map(repr, found))}")
     result = []
     stem = split_suffix(path)[0] + (f"_model{model}" if model > 1 else "")
     for chain_id in found:
-        if chains is not None and chain_id not in chains:
+        if wanted is not None and chain_id not in wanted:
             continue
-        rows = np.flatnonzero(owner == chain_id)
-        break_after = np.append(~_linked(owner[rows], backbone[rows]), False)
+        rows = table[owner == chain_id, :4]
+        first = rows[:, 0]
+        coords = atoms.coord[rows]
+        break_after = np.append(~_linked(owner[owner == chain_id], coords), False)
+        no_oxygen = rows[:, 3] < 0
+        if no_oxygen.any():
+            coords[no_oxygen] = rebuild_oxygen(coords, break_after)[no_oxygen]
+        given = rows >= 0
         result.append(
             Chain(
                 name=f"{stem}_{chain_id}" if chain_id else stem,
                 chain_id=chain_id,
-                coords=backbone[rows].astype(np.float32),
-                aatype=np.array([residue_type(name) for name in names[rows].tolist()], np.int8),
-                resnum=atoms.res_id[first[rows]].astype(np.int32),
-                icode=atoms.ins_code[first[rows]].astype("U1"),
+                coords=coords.astype(np.float32),
+                aatype=np.array(
+                    [residue_type(str(atoms.resname[i]), bool(atoms.hetero[i])) for i in rows[:, 1]], np.int8
+                ),
+                resnum=atoms.number[first].astype(np.int32),
+                icode=atoms.icode[first].astype("U1"),
                 break_after=break_after,
-                bfactor=atoms.b_factor[table[rows]].mean(1).astype(np.float32),
+                bfactor=((atoms.bfactor[rows] * given).sum(1) / given.sum(1)).astype(np.float32),
+                missing=missing.get(chain_id, 0),
             )
         )
     return result
+
+
+def _protein(atoms: Atoms) -> Atoms:
+    """The atoms of residues that may be protein: amino acids by name, and whatever has N, CA and C."""
+    fields = (atoms.chain, atoms.segment, atoms.block, atoms.number, atoms.icode, atoms.resname)
+    if not len(atoms):
+        return atoms
+    label = np.unique(np.stack([np.unique(f, return_inverse=True)[1] for f in fields], -1), axis=0, return_inverse=True)
+    group = label[1].reshape(-1)
+    has = np.zeros((group.max() + 1, 5), bool)
+    has[group, atoms.atom] = True
+    named = {str(name): is_amino_acid(str(name)) for name in np.unique(atoms.resname)}
+    is_named = np.array([named[str(name)] for name in atoms.resname])
+    atoms = atoms.take(np.flatnonzero(has[group, :3].all(-1) | is_named))
+    # Of two spellings of O in one residue and location the first rank counts.
+    keep = np.ones(len(atoms), bool)
+    if (atoms.rank > 0).any():
+        place = list(
+            zip(atoms.chain, atoms.segment, atoms.block, atoms.number, atoms.icode, atoms.resname, strict=True)
+        )
+        best = {place[i] for i in np.flatnonzero((atoms.atom == 3) & (atoms.rank == 0))}
+        for i in np.flatnonzero(atoms.rank > 0):
+            keep[i] = place[i] not in best
+    return atoms.take(np.flatnonzero(keep))
 
 
 def _linked(chain_id: NDArray[Any], backbone: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -123,75 +156,104 @@ def _linked(chain_id: NDArray[Any], backbone: NDArray[np.floating]) -> NDArray[n
     return (distance <= MAX_PEPTIDE_BOND) & (chain_id[1:] == chain_id[:-1])
 
 
-def _in_chain(atoms: Any, table: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _in_chain(atoms: Atoms, table: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether each position is a residue of a protein chain: all but HETATM that stand alone."""
-    linked = _linked(atoms.chain_id[table[:, 0]], atoms.coord[table]) if len(table) else np.zeros(0, bool)
-    keep = ~atoms.hetero[table[:, 1]].astype(bool)
+    if not len(table):
+        return np.zeros(0, bool)
+    linked = _linked(atoms.chain[table[:, 0]], atoms.coord[table])
+    keep = ~atoms.hetero[table[:, 1]]
     keep[:-1] |= linked
     keep[1:] |= linked
-    with_oxt = {
-        (atoms.chain_id[i], atoms.res_id[i], atoms.ins_code[i]) for i in np.flatnonzero(atoms.atom_name == "OXT")
-    }
     for row in np.flatnonzero(~keep):
-        i = table[row, 1]
-        is_free = (atoms.chain_id[i], atoms.res_id[i], atoms.ins_code[i]) in with_oxt
-        keep[row] = not is_free and _is_amino_acid(atoms.res_name[i])
+        is_free = table[row, 4] >= 0 or table[row, 3] < 0
+        keep[row] = not is_free and is_amino_acid(str(atoms.resname[table[row, 1]]))
     return keep
 
 
-def _positions(atoms: Any, path: Path) -> NDArray[np.int64]:
-    """Atom indices ``(P, 4)`` of the chosen N, CA, C, O of each complete position."""
-    atom_of = np.full(len(atoms.atom_name), -1)
-    for column, name in enumerate(BACKBONE):
-        atom_of[atoms.atom_name == name] = column
-    index = np.flatnonzero(atom_of >= 0)
+def _check_coordinates(atoms: Atoms, table: NDArray[np.int64], path: Path) -> None:
+    """Raise ``ValueError`` for the first residue whose backbone no molecule could have."""
+    coord = atoms.coord[table[:, :3]]
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(np.where((table[:, :4] >= 0)[..., None], atoms.coord[table[:, :4]], 0.0)).max((1, 2))
+        close = np.linalg.norm(np.diff(coord, axis=1), axis=-1).min(1)
+    for bad, problem in (
+        (~np.isfinite(size), "coordinates that are not finite"),
+        (size > FARTHEST, f"a coordinate beyond {FARTHEST:,.0f} A"),
+        (close < _CLOSEST, "atoms in one place"),
+    ):
+        if bad.any():
+            i = table[int(bad.argmax()), 1]
+            others = f" ({int(bad.sum())} such residues)" if bad.sum() > 1 else ""
+            raise ValueError(f"{path}: residue {atoms.name(i)} has {problem}{others}")
+
+
+def _missing(atoms: Atoms, table: NDArray[np.int64]) -> dict[str, int]:
+    """Backbone atoms by chain that its residues (of ATOM records) lack."""
+    count: dict[str, int] = {}
+    for row in table[(table[:, :4] < 0).any(-1)]:
+        i = row[row >= 0][0]
+        if not atoms.hetero[i]:
+            chain = str(atoms.chain[i])
+            count[chain] = count.get(chain, 0) + int((row[:4] < 0).sum())
+    return count
+
+
+def _why_none(missing: dict[str, int]) -> str:
+    if not missing:
+        return ""
+    return " (its amino acids lack some of them: a trace of CA atoms alone does not say where N and C are)"
+
+
+def _positions(atoms: Atoms) -> NDArray[np.int64]:
+    """Atom indices ``(P, 5)`` of the chosen N, CA, C, O and second oxygen of each position, -1 where there is none."""
+    if not len(atoms):
+        return np.zeros((0, 5), np.int64)
+    width = len(BACKBONE) + 1
+    codes = [np.unique(field, return_inverse=True)[1] for field in (atoms.chain, atoms.number, atoms.icode)]
     # Position numbers by first appearance of (chain, number, insertion code).
-    codes = [
-        np.unique(field[index], return_inverse=True)[1] for field in (atoms.chain_id, atoms.res_id, atoms.ins_code)
-    ]
-    key = np.stack(codes, -1).reshape(-1, 3)
-    _, begin, label = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    _, begin, label = np.unique(np.stack(codes, -1), axis=0, return_index=True, return_inverse=True)
     order = np.argsort(begin)
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
     position = position[label.reshape(-1)]
     # A column filled twice means alternatives; only those positions need the slow choice below.
-    slot = position * len(BACKBONE) + atom_of[index]
-    times = np.bincount(slot, minlength=len(order) * len(BACKBONE)).reshape(-1, len(BACKBONE))
-    table = np.full((len(order), len(BACKBONE)), -1)
-    table[position, atom_of[index]] = index
+    times = np.bincount(position * width + atoms.atom, minlength=len(order) * width).reshape(-1, width)
+    table = np.full((len(order), width), -1)
+    table[position, atoms.atom] = np.arange(len(atoms))
     by_position = np.argsort(position, kind="stable")
     bounds = np.searchsorted(position[by_position], np.arange(len(order) + 1))
     for p in np.flatnonzero((times > 1).any(-1)):
-        table[p] = _choose(atoms, index[by_position[bounds[p] : bounds[p + 1]]], atom_of, path)
-    return table[(table >= 0).all(-1)]
+        table[p] = _choose(atoms, by_position[bounds[p] : bounds[p + 1]])
+    return table
 
 
-def _choose(atoms: Any, members: NDArray[np.int64], atom_of: NDArray[np.int64], path: Path) -> NDArray[np.int64]:
+def _choose(atoms: Atoms, members: NDArray[np.int64]) -> NDArray[np.int64]:
     """The atoms of the best (residue type, alternate location) at one position, -1 where an atom is missing."""
-    altloc = atoms.altloc_id
-    best, best_score = np.full(len(BACKBONE), -1), (-1, -1.0)
-    options = dict.fromkeys((atoms.res_name[i], altloc[i]) for i in members)
-    for name, location in options:
-        row = np.full(len(BACKBONE), -1)
+    altloc = atoms.altloc
+    best, best_score = np.full(len(BACKBONE) + 1, -1), (-1, -1.0)
+    for name, location in dict.fromkeys((atoms.resname[i], altloc[i]) for i in members):
+        row = np.full(len(BACKBONE) + 1, -1)
         for i in members:
-            if atoms.res_name[i] != name or altloc[i] not in (location, ""):
+            if atoms.resname[i] != name or altloc[i] not in (location, ""):
                 continue
-            column = atom_of[i]
+            column = atoms.atom[i]
             if row[column] >= 0 and altloc[row[column]] == altloc[i]:
-                where = f"residue {name} {atoms.res_id[i]}{atoms.ins_code[i]} of chain {str(atoms.chain_id[i])!r}"
-                raise ValueError(f"{path}: {where} is listed twice; give the chains distinct ids or residue numbers")
+                if column == 4 or (column == 3 and atoms.rank[i] > 0):
+                    continue
+                raise ValueError(
+                    f"residue {atoms.name(i)} is listed twice; give the chains distinct ids or residue numbers"
+                )
             if row[column] < 0 or altloc[i] == location:
                 row[column] = i
-        present = row[row >= 0]
-        score = (len(present), float(atoms.occupancy[present].mean()))
+        present = row[:4][row[:4] >= 0]
+        score = (len(present), float(atoms.occupancy[present].mean()) if len(present) else 0.0)
         if score > best_score:
             best, best_score = row, score
     return best
 
 
-def _read_atoms(path: Path, model: int) -> Any:
-    """All atoms of a model with chain, residue, altloc, occupancy and B-factor; every failure is one clear error."""
+def _read_atoms(path: Path, model: int) -> tuple[Atoms, int]:
+    """Atoms of a model and the number of models; every failure is one clear error."""
     kind = split_suffix(path)[1]
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -203,82 +265,21 @@ def _read_atoms(path: Path, model: int) -> Any:
         )
     if model < 1:
         raise ValueError(f"model must be at least 1, got {model}")
-    content = path.read_bytes()
-    if path.suffix.lower() == ".gz" and content:
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"{path}: the gzip data is damaged or cut short ({error}); fetch the file again"
-            ) from error
+    content = read_bytes(path, LIMIT)
     if not content.strip():
         raise ValueError(f"{path}: the file is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # biotite warns of guessed elements and odd CRYST1 records, unused here
-            atoms, count = _parse(content, kind, model)
+        if kind in (".pdb", ".ent", ".pqr"):
+            atoms, count = read_pdb(content.decode("utf-8-sig", errors="replace"), model, tokens=kind == ".pqr")
+        else:
+            atoms, count = read_cif(content, model, binary=kind == ".bcif")
     except ImportError as error:
         raise ImportError("structure files need biotite: pip install 'manifoldflow[proteins]'") from error
     except Exception as error:  # biotite and numpy raise many types on malformed text
         reason = str(error).strip().splitlines()
-        raise ValueError(f"{path}: not a readable {kind[1:]} file ({reason[0] if reason else error!r})") from error
+        raise ValueError(f"{path}: not a readable {kind[1:]} file ({reason[0] if reason else repr(error)})") from error
     if atoms is None:
         if count:
             raise ValueError(f"{path}: has {count} models, model {model} was asked for")
-        raise ValueError(f"{path}: no protein residues with N, CA, C and O (the file has no atoms)")
-    # '.' and '?' are how mmCIF writes "none", blanks how PDB does.
-    for field in ("altloc_id", "ins_code", "chain_id"):
-        values = np.char.strip(getattr(atoms, field).astype(str))
-        atoms.set_annotation(
-            field, np.where(np.isin(values, (".", "?")), "", values) if field != "chain_id" else values
-        )
-    return atoms
-
-
-def _parse(content: bytes, kind: str, model: int) -> tuple[Any, int]:
-    """Atoms of a model (None if there is no such model) and the number of models."""
-    fields = ["b_factor", "occupancy"]
-    if kind in (".pdb", ".ent"):
-        from biotite.structure.io import pdb
-
-        text = content.decode("utf-8", errors="replace")
-        pdb_file = pdb.PDBFile.read(io.StringIO("\n".join(map(_complete_line, text.splitlines()))))
-        if not any(line.startswith(("ATOM", "HETATM")) for line in pdb_file.lines):
-            return None, 0
-        count = pdb_file.get_model_count()
-        if model > count:
-            return None, count
-        return pdb_file.get_structure(model=model, altloc="all", extra_fields=fields), count
-    from biotite.structure.io import pdbx
-
-    cif: Any
-    if kind == ".bcif":
-        cif = pdbx.BinaryCIFFile.read(io.BytesIO(content))
-    else:
-        cif = pdbx.CIFFile.read(io.StringIO(content.decode("utf-8", errors="replace")))
-    if not len(cif) or "atom_site" not in cif.block:
-        return None, 0
-    site = cif.block["atom_site"]
-    present = [field for field, column in zip(fields, ("B_iso_or_equiv", "occupancy"), strict=True) if column in site]
-    # Columns that biotite asks for and minimal writers leave out.
-    for column, value in (("pdbx_PDB_model_num", "1"), ("pdbx_PDB_ins_code", "."), ("label_alt_id", ".")):
-        if column not in site:
-            site[column] = np.full(site.row_count, value)
-    count = pdbx.get_model_count(cif)
-    if model > count:
-        return None, count
-    atoms = pdbx.get_structure(cif, model=model, altloc="all", extra_fields=present)
-    for field, default in (("b_factor", 0.0), ("occupancy", 1.0)):
-        if field not in present:
-            atoms.set_annotation(field, np.full(len(atoms), default))
+        raise ValueError(f"{path}: no protein residues with N, CA and C (the file has no atoms)")
     return atoms, count
-
-
-def _complete_line(line: str) -> str:
-    """Pad an atom line to 80 columns; a blank occupancy is 1 and a blank B-factor 0, as older programs leave them."""
-    if not line.startswith(("ATOM", "HETATM")):
-        return line
-    line = line.ljust(80)
-    if not line[54:60].strip() or not line[60:66].strip():
-        line = f"{line[:54]}{line[54:60].strip() or '1.00':>6}{line[60:66].strip() or '0.00':>6}{line[66:]}"
-    return line

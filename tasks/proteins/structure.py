@@ -22,7 +22,7 @@ _END_PSI = math.radians(140.0)
 
 @dataclass
 class Chain:
-    """The backbone of one chain: residues that have N, CA, C and O, in file order.
+    """The backbone of one chain: residues that have N, CA and C, in file order.
 
     Args:
         name: unique name, file stem and author chain id by default (``1abc_A``).
@@ -33,6 +33,7 @@ class Chain:
         icode: ``(N,)`` one-character strings, insertion code, empty where there is none.
         break_after: ``(N,)`` bool, no peptide bond to the next residue of the chain; False for the last.
         bfactor: ``(N,)`` float32, mean over the four atoms, 0 where unknown.
+        missing: backbone atoms that the file lacks: O that was rebuilt, and those of residues that were left out.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Chain:
     icode: NDArray[np.str_]
     break_after: NDArray[np.bool_]
     bfactor: NDArray[np.float32]
+    missing: int = 0
 
     def __len__(self) -> int:
         return len(self.coords)

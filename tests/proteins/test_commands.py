@@ -234,7 +234,7 @@ def test_sampled_files_are_measured_into_a_table(tiny: str, tmp_path: Path, caps
     [
         ("gone.pdb", "gone.pdb: no such file or folder; make designs with `manifoldflow sample proteins --out"),
         ("empty.pdb", "empty.pdb: the file is empty"),
-        ("dna.pdb", "dna.pdb: no protein residues with N, CA, C and O"),
+        ("dna.pdb", "dna.pdb: no protein residues with N, CA and C"),
         ("one.pdb", "one.pdb: the first chain has one residue only"),
         ("", ".pdb: "),  # the folder: the first bad file is named
         ("../hollow", "hollow: holds no structure files (.pdb"),

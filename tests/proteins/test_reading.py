@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifoldflow.tasks.proteins.reading import read_structure, residue_type
+from manifoldflow.tasks.proteins.conventions import residue_type
+from manifoldflow.tasks.proteins.reading import read_structure
 from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, Chain, read_npz, rebuild_oxygen
 from testkit.shared import SHARED_DATA, needs_shared_data
 
@@ -138,7 +139,7 @@ def test_insertion_codes_missing_atoms_breaks_and_chains(tmp_path: Path) -> None
         tmp_path / "x.pdb",
         residue("ALA", 5, 0),
         residue("GLY", 5, 3.8, icode="A"),
-        residue("VAL", 6, 7.6, "N CA C"),  # no O: left out
+        residue("VAL", 6, 7.6, "N CA O"),  # no C: left out
         residue("LEU", 7, 11.4),
         residue("TRP", 1, 15.2, chain="b"),  # within a bond's reach, but another chain
     )
@@ -209,18 +210,18 @@ def test_bad_input_gives_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "cut.pdb").write_text(atom("N", "ALA", 1, (0, 0, 0))[:40] + "\n")
     (tmp_path / "bad.cif").write_text("data_x\nloop_\n_atom_site.id\n_atom_site.type_symbol\n1\n")
     (tmp_path / "prose.cif").write_text("this is not a structure\n")
-    (tmp_path / "notgz.pdb.gz").write_text("plain")
+    (tmp_path / "cut.pdb.gz").write_bytes(gzip.compress(b"ATOM" * 100)[:-12])
     (tmp_path / "a.xyz").write_text("1")
     cases = {
-        "dna.pdb": "no protein residues with N, CA, C and O",
-        "noatoms.pdb": "no protein residues with N, CA, C and O",
+        "dna.pdb": "no protein residues with N, CA and C",
+        "noatoms.pdb": "no protein residues with N, CA and C",
         "twice.pdb": "residue ALA 1 of chain 'A' is listed twice",
         "empty.pdb": "the file is empty",
         "blank.cif": "the file is empty",
         "cut.pdb": "not a readable pdb file",
         "bad.cif": "not a readable cif file",
         "prose.cif": "cif",
-        "notgz.pdb.gz": "gzip data is damaged",
+        "cut.pdb.gz": "gzip data are damaged or cut short",
         "a.xyz": "unknown file type '.xyz'",
     }
     for name, reason in cases.items():
