@@ -3,7 +3,8 @@
 `manifoldflow serve dna` in a process of its own, on loopback, with an untrained masking model of 100 letters (or `--checkpoint`).
 Each client keeps one connection and asks again as soon as it has its answer: designs of 1 to 8 sequences with and without class,
 motif, site to avoid and GC range; one in ten has a seed, one in ten is a score. Every answer is checked for what was asked.
-`--kill` kills the worker once, in the middle. Targets: no status but 200 and 429; fewer calls of the model than requests.
+`--kill` kills the worker once, in the middle. Targets: no status but 200 and 429; fewer calls of the model than requests;
+no request waits far longer than the others (99th percentile of the latencies at most four times the median).
 """
 
 import argparse
@@ -229,10 +230,12 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
     print(f"model calls {found['calls']} for {found['requests']} requests in the queue; restarts {found['restarts']}")
     print("latency     " + ", ".join(f"{name} {value:.2f} s" for name, value in quantiles(found["times"]).items()))
     print(f"answers that are not what was asked: {len(found['wrong'])}; seeds with several answers: {found['unlike']}")
+    spread = quantiles(found["times"])
     checks = {
         "no status but 200 and 429": not errors,
         "fewer model calls than requests": found["calls"] < found["requests"],
         "every answer right": not found["wrong"] and not found["unlike"],
+        "p99 at most 4 times p50": not spread or spread["p99"] <= 4 * spread["p50"],
     }
     for text, is_met in checks.items():
         print(f"target: {text}: {'met' if is_met else 'MISSED'}")

@@ -34,6 +34,7 @@ _layer("curves", sees="files")
 _layer("training", sees="checkpoint curves flow gflownet")
 _layer("testing", sees="flow gflownet")
 _layer("cli", sees="registry version")  # nothing else is needed, so the help is quick
+_layer("serving", sees="checkpoint")
 _layer("__init__", sees="training testing guidance")  # the flat public names
 
 MODULES = sorted(p for p in (ROOT / "manifoldflow").rglob("*.py") if "tasks" not in p.parts)

@@ -20,10 +20,10 @@ pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
+from manifoldflow.serving.catalogue import Catalogue  # noqa: E402
+from manifoldflow.serving.worker import Bench  # noqa: E402
 from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
-from manifoldflow.tasks.dna.serving.calls import Served  # noqa: E402
-from manifoldflow.tasks.dna.serving.desk import Desk  # noqa: E402
-from manifoldflow.tasks.dna.serving.tracks import choose_motifs  # noqa: E402
+from manifoldflow.tasks.dna.serving.service import DnaService  # noqa: E402
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium or google-chrome on the path")
 
@@ -40,8 +40,9 @@ class Held:
     """The models in a thread of this process, behind a gate: a worker of its own would take seconds to start."""
 
     def __init__(self, models, motifs):
-        self.desk = Desk([Served(name, str(path), choose_motifs(motifs)) for name, path in models.items()], threads=1)
-        self.is_ready, self.starts, self.rates, self.gate = True, 1, {}, threading.Event()
+        served = Catalogue(DnaService(motifs), models).served
+        self.desk = Bench(DnaService.loader, list(served.values()), threads=1)
+        self.is_ready, self.starts, self.rates, self.replaced, self.gate = True, 1, {}, (), threading.Event()
         self.gate.set()
 
     def ensure(self):

@@ -21,12 +21,13 @@ pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
+from manifoldflow.serving.calls import Served  # noqa: E402
+from manifoldflow.serving.jobs import gather, requeue  # noqa: E402
+from manifoldflow.serving.pace import Pace  # noqa: E402
+from manifoldflow.serving.worker import Bench, WorkerLost  # noqa: E402
 from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
-from manifoldflow.tasks.dna.serving.calls import Served  # noqa: E402
-from manifoldflow.tasks.dna.serving.desk import Desk  # noqa: E402
-from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob, gather, requeue  # noqa: E402
-from manifoldflow.tasks.dna.serving.pace import Pace  # noqa: E402
-from manifoldflow.tasks.dna.serving.worker import WorkerLost  # noqa: E402
+from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob  # noqa: E402
+from manifoldflow.tasks.dna.serving.service import DnaService  # noqa: E402
 
 MOTIF = ">MA0000.1 box\nA [ 0 9 0 9 0 9 0 9 ]\nC [ 0 0 0 0 0 0 0 0 ]\nG [ 0 0 0 0 0 0 0 0 ]\nT [ 9 0 9 0 9 0 9 0 ]\n"
 WAIT = 120
@@ -54,8 +55,8 @@ class Held:
     """The models in this process, behind a gate that the test opens; it may be told to fail."""
 
     def __init__(self, folder, is_open=True):
-        self.desk = Desk([Served(name, str(path)) for name, path in models(folder).items()])
-        self.is_ready, self.starts, self.rates, self.calls, self.faults = False, 0, {}, [], []
+        self.desk = Bench(DnaService.loader, [Served(name, str(path)) for name, path in models(folder).items()])
+        self.is_ready, self.starts, self.rates, self.calls, self.faults, self.replaced = False, 0, {}, [], [], ()
         self.gate, self.patience = threading.Event(), None
         if is_open:
             self.gate.set()
@@ -214,7 +215,7 @@ def test_the_page_is_served_and_no_other_file(folder, tmp_path, monkeypatch):
     (page / "app.js").write_text("the script")
     (tmp_path / "secret.js").write_text("the secret")
     (page / "link.js").symlink_to(tmp_path / "secret.js")
-    monkeypatch.setattr("manifoldflow.tasks.dna.serving.app.PAGE", page)
+    monkeypatch.setattr(DnaService, "__init__", lambda self, *_: self.__dict__.update(motifs=(), panel=page))
 
     async def body(client, held):
         root = await client.get("/")
@@ -253,7 +254,8 @@ def test_models_and_health_are_told(folder):
         assert told[0]["can_score"] and not told[1]["can_score"] and told[0]["motifs"] == ["box (MA0000.1)"]
         await until(lambda: held.is_ready)
         assert (await client.get("/healthz")).json() == {
-            **{"status": "ok", "queued": 0, "capacity": 128, "requests": 0, "model_calls": 0, "restarts": 0}
+            **{"status": "ok", "queued": 0, "capacity": 128, "requests": 0, "model_calls": 0, "restarts": 0},
+            **{"replaced": [], "reason": None},
         }
         paths = (await client.get("/openapi.json")).json()["paths"]
         assert {"/v1/design", "/v1/score", "/v1/models", "/healthz"} <= set(paths)
@@ -279,7 +281,7 @@ def test_requests_that_wait_share_one_call_and_each_gets_what_it_asked_for(folde
         held.gate.set()
         made = [(await task).json()["designs"] for task in tasks]
         assert (await first).status_code == 200
-        assert len(held.calls[1].orders) == 4  # all in the second call
+        assert len(held.calls[1].wants) == 4  # all in the second call
         assert [len(designs) for designs in made] == [4, 2, 5, 1]
         assert all(d["sequence"].startswith("ACG") and d["kept"] == [[0, 3]] and d["label"] == "a" for d in made[0])
         for d in made[1]:
@@ -302,7 +304,7 @@ def test_what_cannot_share_a_call_does_not(folder):
         await until(lambda: client.app.state.scheduler.queued == 8)
         held.gate.set()
         answers = [(await task).json() for task in [first, *tasks]]
-        assert [len(call.orders) for call in held.calls] == [1] * 8
+        assert [len(call.wants) for call in held.calls] == [1] * 8
         assert answers[-1]["designs"] == answers[-2]["designs"] and answers[-1]["seed"] == 1
 
     in_process(folder, body, is_open=False)
@@ -322,7 +324,7 @@ def test_an_order_that_cannot_be_met_does_not_hurt_its_neighbours(folder):
         check_refusal(gave_up, 422, "only 0 of")
         check_refusal(no_room, 422, "finds no room")
         assert len(good.json()["designs"]) == 3 and len(large.json()["designs"]) == 300
-        assert len(held.calls[1].orders) == 4 and (await first).status_code == 200
+        assert len(held.calls[1].wants) == 4 and (await first).status_code == 200
 
     in_process(folder, body, is_open=False)
 
@@ -358,7 +360,7 @@ def test_scores_share_a_call_without_a_seed_and_equal_the_library_with_one(folde
         held.gate.set()
         one, two, seeded = [(await task).json() for task in tasks]
         await first
-        assert len(held.calls) == 3 and len(held.calls[1].sequences) == 2
+        assert len(held.calls) == 3 and len(held.calls[1].wants) == 2
         assert len(one["scores"]) == 1 and len(two["scores"]) == 2 and one["unit"] == "nats per letter"
         assert seeded["scores"] == pytest.approx(expected, abs=1e-6)
 
@@ -369,10 +371,11 @@ def test_motif_sites_of_designs_are_told_on_either_strand(folder):
     kept = {"motifs": [{"letters": "TATATATA", "start": 5}], "n": 2, "steps": 2, "seed": 0}
 
     async def run():
-        from manifoldflow.tasks.dna.serving.app import Catalogue
+        from manifoldflow.serving.catalogue import Catalogue
 
         held = Held(folder)
-        held.desk = Desk(list(Catalogue(models(folder), folder / "box.pfm").served.values()))
+        known = Catalogue(DnaService(folder / "box.pfm"), models(folder))
+        held.desk = Bench(DnaService.loader, list(known.served.values()))
         async with client_of(folder, worker=held, motifs=folder / "box.pfm") as client:
             return (await client.post("/v1/design", json=kept)).json()["designs"]
 
@@ -409,7 +412,7 @@ def test_a_request_whose_time_is_over_leaves_the_queue(folder):
         assert client.app.state.scheduler.queued == 0
         held.gate.set()
         assert (await client.post("/v1/design", json=QUICK)).status_code == 200
-        assert [call.orders[0].steps for call in held.calls] == [2, 2]  # the one with 3 steps never ran
+        assert [call.wants[0].steps for call in held.calls] == [2, 2]  # the one with 3 steps never ran
 
     in_process(folder, body, is_open=False, timeout=0.3)
 
@@ -426,7 +429,7 @@ def test_a_worker_that_hangs_is_replaced(folder):
 
 def test_a_lost_call_is_tried_again_and_one_that_always_kills_fails_alone(folder):
     def poison(message):
-        return WorkerLost("the worker has died") if any(o.template[0] == "G" for o in message.orders) else None
+        return WorkerLost("the worker has died") if any(o.template[0] == "G" for o in message.wants) else None
 
     async def body(client, held):
         first = asyncio.create_task(client.post("/v1/design", json=QUICK))
@@ -439,7 +442,7 @@ def test_a_lost_call_is_tried_again_and_one_that_always_kills_fails_alone(folder
         good, bad, other = [await task for task in tasks]
         check_refusal(bad, 503, "the worker has died")
         assert (await first).status_code == good.status_code == other.status_code == 200
-        assert [len(call.orders) for call in held.calls[1:]] == [3, 3, 1, 1, 1]
+        assert [len(call.wants) for call in held.calls[1:]] == [3, 3, 1, 1, 1]
         assert (await client.get("/healthz")).json()["restarts"] == 3
 
     in_process(folder, body, is_open=False)
@@ -461,9 +464,10 @@ def test_a_call_is_filled_in_the_order_of_the_queue_and_a_seed_has_it_alone():
     assert gather(scores, 10) == ([scores[0]], [60])
 
 
-def test_what_lacks_a_few_sequences_comes_first_and_what_lacks_many_behind_those_that_wait():
-    waiting, few, many = design_job(3), design_job(5), design_job(90)
-    assert requeue([waiting], [many, few], 32) == [few, waiting, many]
+def test_what_lacks_a_few_sequences_keeps_its_turn_and_what_lacks_many_goes_behind_those_that_wait():
+    earlier, waiting, few, many = design_job(2), design_job(3), design_job(5), design_job(90)
+    earlier.turn, few.turn, many.turn, waiting.turn = 1.0, 2.0, 2.0, 3.0
+    assert requeue([earlier, waiting], [many, few], 32, now=4.0) == [earlier, few, waiting, many]
 
 
 def test_calls_are_kept_short_and_waits_are_foreseen():
@@ -541,17 +545,18 @@ def test_what_is_under_way_when_the_server_ends_is_answered(folder):
 
 
 def test_models_are_named_after_their_files_and_a_taken_port_is_told(folder, tmp_path):
-    from manifoldflow.tasks.dna.serving.commands import name_models, serve
+    from manifoldflow.serving.catalogue import name_models
+    from manifoldflow.tasks.dna.serving.commands import serve
 
     run = tmp_path / "peaks_masking"
     run.mkdir()
     (run / "model.safetensors").write_bytes((folder / "tiny.safetensors").read_bytes())
     tiny = str(folder / "tiny.safetensors")
-    assert list(name_models([tiny, str(run)])) == ["tiny", "peaks_masking"]
+    assert list(name_models([tiny, str(run)], "dna_", "dna")) == ["tiny", "peaks_masking"]
     with pytest.raises(ValueError, match="another model called 'tiny'"):
-        name_models([tiny, tiny])
+        name_models([tiny, tiny], "dna_", "dna")
     with pytest.raises(FileNotFoundError, match="no checkpoint 'nothing'"):
-        name_models(["nothing"])
+        name_models(["nothing"], "dna_", "dna")
     with pytest.raises(ValueError, match="no sequence flow"):
         serve(["proteins"], port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="choose another --port"):

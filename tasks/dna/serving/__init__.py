@@ -1,1 +1,1 @@
-"""The sequence designer over HTTP: a queue, a worker process with the models, and a page."""
+"""The sequence designer over HTTP: what :mod:`manifoldflow.serving` needs to know of it, and the page."""

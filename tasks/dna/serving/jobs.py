@@ -1,101 +1,46 @@
-"""Requests as jobs of the queue: what goes into one call of the model, and what comes back."""
+"""The two jobs of the sequence designer: designs, in as many calls as it takes, and scores, in one."""
 
-import asyncio
-import math
-from collections.abc import Sequence
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from manifoldflow.serving import Job, Refused
 from manifoldflow.tasks.dna.orders import BATCH, Order, Progress
-from manifoldflow.tasks.dna.serving.calls import Answer, DesignCall, ScoreCall
 
 ROUNDS = 10
 """Calls that bring an order nothing before the server gives it up: about a thousand sequences."""
 
-
-class Refused(Exception):
-    """A request that gets no result.
-
-    Args:
-        status: of HTTP.
-        detail: one line that says why.
-        retry_after: seconds after which it may be tried again.
-    """
-
-    def __init__(self, status: int, detail: str, retry_after: int | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.retry_after = status, detail, retry_after
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way.
-
-    Args:
-        model: name of the model.
-        seed: of the draws; with one the job has its calls for itself, so that the result does not depend on others.
-    """
-
-    model: str
-    seed: int | None
-    future: asyncio.Future[list[Any]] = field(init=False)
-    deadline: float = field(default=math.inf, init=False)
-    attempts: int = field(default=0, init=False)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """Jobs of one key may share a call."""
-        raise NotImplementedError
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it has its calls for itself: for its seed, or since calls that it shared were lost twice."""
-        return self.seed is not None or self.attempts >= 2
-
-    @property
-    def rows(self) -> int:
-        """Sequences that it would like to have in the next call."""
-        raise NotImplementedError
-
-    @property
-    def left(self) -> int:
-        """Sequences that it needs at least until it is done."""
-        return self.rows
-
-    @property
-    def unit(self) -> float:
-        """What a row costs: evaluations of the network, times letters."""
-        raise NotImplementedError
-
-    def take(self, part: list[Any] | str, rows: int, state: bytes | None) -> None:
-        """Keep what a call gave; the future is set when that is all."""
-        raise NotImplementedError
-
-    def refuse(self, refused: Refused) -> None:
-        """End it without a result."""
-        if not self.future.done():
-            self.future.set_exception(refused)
+PATIENCE = 0.3
+"""Share of its time after which an order that has found nothing is given up, with the reason: the rest would bring no more."""
 
 
 @dataclass(eq=False)
 class DesignJob(Job):
-    """An order of designs, drawn in as many calls as it takes.
+    """An order of designs.
 
     Args:
         order: what is wanted.
     """
 
+    kind = "design"
+    is_whole = False
+    most_rows = BATCH
+
     order: Order
     progress: Progress = field(init=False)
     designs: list[Any] = field(default_factory=list, init=False)
-    state: int | bytes | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.progress, self.state = Progress(self.order, ROUNDS), self.seed
+        super().__post_init__()
+        self.progress = Progress(self.order, ROUNDS)
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        return ("design", self.model, self.order.shape)
+    def want(self) -> Order:
+        return self.order
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.order.shape
 
     @property
     def rows(self) -> int:
@@ -110,21 +55,36 @@ class DesignJob(Job):
         length, guidance, steps, _ = self.order.shape
         return length * steps * (1 if guidance == 1 else 2)
 
+    @property
+    def advice(self) -> str:
+        drawn, found = self.progress.drawn, self.progress.found
+        if drawn and self.order.may_fail and found < drawn / 2:
+            return f"only {found} of {drawn} sequences passed: {_widen(self.order)}, or ask for fewer"
+        return "ask for fewer sequences or try again later"
+
     def take(self, part: list[Any] | str, rows: int, state: bytes | None) -> None:
         if isinstance(part, str):
             return self.refuse(Refused(422, part))
         self.state = state
         try:
             self.designs += self.progress.take(part, rows)
-        except RuntimeError as error:
-            return self.refuse(Refused(422, str(error).removesuffix(", or raise rounds=").replace("less;", "less")))
-        if self.progress.is_done and not self.future.done():
-            self.future.set_result(self.designs)
+        except RuntimeError:
+            return self._give_up()
+        if self.progress.is_done:
+            return self.finish(self.designs)
+        late = self.arrived + PATIENCE * (self.deadline - self.arrived)
+        if not self.designs and self.progress.drawn >= BATCH and time.monotonic() > late:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        found, drawn = self.progress.found, self.progress.drawn
+        text = f"only {found} of {drawn} sequences had {_asked(self.order)}; {_widen(self.order)}"
+        self.refuse(Refused(422, text))
 
 
 @dataclass(eq=False)
 class ScoreJob(Job):
-    """Sequences to score, in one call.
+    """Sequences to score.
 
     Args:
         sequences: of one length.
@@ -132,13 +92,19 @@ class ScoreJob(Job):
         samples: times that the bound is averaged over.
     """
 
+    kind = "score"
+
     sequences: tuple[str, ...]
     label: str | None
     samples: int
 
     @property
-    def key(self) -> tuple[Any, ...]:
-        return ("score", self.model, len(self.sequences[0]), self.samples)
+    def want(self) -> tuple[tuple[str, ...], str | None, int]:
+        return self.sequences, self.label, self.samples
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return len(self.sequences[0]), self.samples
 
     @property
     def rows(self) -> int:
@@ -148,60 +114,21 @@ class ScoreJob(Job):
     def unit(self) -> float:
         return len(self.sequences[0]) * self.samples
 
-    def take(self, part: list[Any] | str, rows: int, state: bytes | None) -> None:
-        if isinstance(part, str):
-            self.refuse(Refused(422, part))
-        elif not self.future.done():
-            self.future.set_result(part)
+
+def _has_range(order: Order) -> bool:
+    return order.gc_range[0] > 0 or order.gc_range[1] < 1
 
 
-def gather(queue: Sequence[Job], most: int = BATCH) -> tuple[list[Job], list[int]]:
-    """The jobs that go into the next call, and the rows of each: the first of the queue, and others that can share its call.
-
-    In the order of the queue each gets what it wants until there are ``most`` rows; what an order still lacks then comes in a
-    later call. Scores are taken whole. A job that has its calls for itself gets what the library would draw at once.
-    """
-    first = queue[0]
-    if first.is_alone:
-        return [first], [first.rows]
-    group, rows, left = [first], [min(first.rows, most)], most - first.rows
-    if isinstance(first, ScoreJob):
-        rows = [first.rows]
-    for job in queue[1:]:
-        if left <= 0:
-            break
-        if job.key != first.key or job.is_alone or (isinstance(job, ScoreJob) and job.rows > left):
-            continue
-        group.append(job)
-        rows.append(min(job.rows, left))
-        left -= job.rows
-    return group, rows
+def _asked(order: Order) -> str:
+    """What the sequences had to pass, in words."""
+    least, most = order.gc_range
+    parts = [f"a GC share from {least:g} to {most:g}"] if _has_range(order) else []
+    parts += ["none of the sites " + ", ".join(order.avoid_sites)] if order.avoid_sites else []
+    return " and ".join(parts)
 
 
-def requeue(queue: Sequence[Job], rest: Sequence[Job], most: int) -> list[Job]:
-    """The queue with those again that a call has not finished.
-
-    What lacks a few of the ``most`` rows of a call comes first, so that nobody waits for a whole round because of one sequence
-    that had to be drawn again; what lacks many goes behind those that wait.
-    """
-    few = [job for job in rest if job.rows <= most // 4]
-    return [*few, *queue, *(job for job in rest if job not in few)]
-
-
-def message(group: Sequence[Job], rows: Sequence[int]) -> DesignCall | ScoreCall:
-    """The call for a group of :func:`gather`."""
-    first = group[0]
-    if isinstance(first, DesignJob):
-        orders = tuple(job.order for job in group if isinstance(job, DesignJob))
-        return DesignCall(first.model, orders, tuple(rows), first.state)
-    assert isinstance(first, ScoreJob)
-    some = [job for job in group if isinstance(job, ScoreJob)]
-    return ScoreCall(
-        first.model, tuple(job.sequences for job in some), tuple(job.label for job in some), first.samples, first.seed
-    )
-
-
-def settle(group: Sequence[Job], rows: Sequence[int], answer: Answer) -> None:
-    """Hand the parts of an answer to the jobs."""
-    for job, part, count in zip(group, answer.parts, rows, strict=True):
-        job.take(part, count, answer.state)
+def _widen(order: Order) -> str:
+    """What to do if too few pass."""
+    parts = ["widen the GC range"] if _has_range(order) else []
+    parts += ["avoid fewer sites"] if order.avoid_sites else []
+    return " or ".join(parts)

@@ -1,6 +1,9 @@
 """The process that holds the models. It may be killed or crash: whoever asked is told, and a new one is started."""
 
+import contextlib
+import importlib
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -8,7 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from manifoldflow.tasks.dna.serving.calls import Answer, DesignCall, ScoreCall, Served
+from manifoldflow.serving.calls import Answer, Call, Model, Served, digest_of, one_line
 
 PATIENCE = 300.0
 """Seconds in which a new worker must have loaded its models."""
@@ -24,12 +27,13 @@ class Caller(Protocol):
     is_ready: bool
     starts: int
     rates: Mapping[str, float]
+    replaced: Sequence[str]
 
     def ensure(self) -> None:
         """Start the worker unless it lives; raises :class:`WorkerLost` if that fails."""
         ...
 
-    def call(self, message: DesignCall | ScoreCall, timeout: float) -> Answer:
+    def call(self, message: Call, timeout: float) -> Answer:
         """Have the models do something; raises :class:`WorkerLost` if the worker dies or takes longer than ``timeout``."""
         ...
 
@@ -46,17 +50,20 @@ class Worker:
     """The worker as its parent sees it.
 
     Args:
+        loader: ``"package.module:function"`` that makes a model of a :class:`Served`, in the worker.
         models: to load.
         threads: of torch in the worker; as many as there are cores if absent.
     """
 
-    def __init__(self, models: Sequence[Served], threads: int | None = None) -> None:
-        self.models, self.threads = tuple(models), threads
+    def __init__(self, loader: str, models: Sequence[Served], threads: int | None = None) -> None:
+        self.loader, self.models, self.threads = loader, tuple(models), threads
         self.is_ready, self.starts = False, 0
         self.rates: Mapping[str, float] = {}
+        self.replaced: Sequence[str] = ()
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
         self._lock, self._is_closed = threading.Lock(), False
+        self._failures = 0
 
     @property
     def pid(self) -> int | None:
@@ -73,29 +80,45 @@ class Worker:
         """Start a worker and load the models, unless one lives.
 
         Raises:
-            WorkerLost: it died while loading, took too long, or could not load a model.
+            WorkerLost: it could not be started, died while loading, took too long, or could not load a model.
         """
         if self.check() and self.is_ready:
             return
         self._end()
-        context = _context()
-        ours, theirs = context.Pipe()
-        with self._lock:
-            if self._is_closed:
-                raise WorkerLost("the server is shutting down")
-            process = context.Process(
-                target=_work, args=(theirs, self.models, self.threads), name="manifoldflow-dna", daemon=True
-            )
-            process.start()
-            theirs.close()  # so that its end is seen as the end of the pipe
-            self._process, self._pipe, self.starts = process, ours, self.starts + 1
+        try:
+            self._start()
+        except WorkerLost:
+            raise
+        except Exception as error:  # no descriptors or memory, or the fork server died in between: the next try may do
+            self._failures += 1
+            self._end()
+            raise WorkerLost(f"no worker could be started: {one_line(error)}") from error
+        self._failures = 0
         answer = self._receive(PATIENCE)
         if answer.fault is not None:
             self._end()
             raise WorkerLost(f"the models could not be loaded: {answer.fault}")
-        self.is_ready, self.rates = True, answer.rates
+        self.is_ready, self.rates, self.replaced = True, answer.rates, answer.replaced
 
-    def call(self, message: DesignCall | ScoreCall, timeout: float) -> Answer:
+    def _start(self) -> None:
+        # Twice in vain by the fork server: without it, which is slower and needs less.
+        context = _context(self.loader) if self._failures < 2 else multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        try:
+            with self._lock:
+                if self._is_closed:
+                    raise WorkerLost("the server is shutting down")
+                work = (theirs, self.loader, self.models, self.threads)
+                process = context.Process(target=_work, args=work, name="manifoldflow-worker", daemon=True)
+                process.start()
+                self._process, self._pipe, self.starts = process, ours, self.starts + 1
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()  # so that its end is seen as the end of the pipe
+
+    def call(self, message: Call, timeout: float) -> Answer:
         """Have the models do something.
 
         Raises:
@@ -140,16 +163,30 @@ class Worker:
 
     def _end(self) -> None:
         self.is_ready = False
-        if self._process is not None:
-            self._process.kill()
-            self._process.join(5)
-            self._process = None
-        if self._pipe is not None:
-            self._pipe.close()
-            self._pipe = None
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        with contextlib.suppress(OSError, ValueError):
+            if process is not None:
+                process.kill()
+                self._kill_orphan(process, pipe)
+                process.join(5)
+        if pipe is not None:
+            pipe.close()
+
+    @staticmethod
+    def _kill_orphan(process: BaseProcess, pipe: Connection | None) -> None:
+        """A worker whose fork server died counts as dead and may still compute; the end of its pipe, still open, tells."""
+        if process.exitcode is None or pipe is None or process.pid is None:
+            return
+        try:
+            while pipe.poll():
+                pipe.recv_bytes()
+        except (EOFError, OSError):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
-def _context() -> Any:
+def _context(loader: str) -> Any:
     """How workers are started: never by a fork of this process, whose threads hold locks.
 
     A fork server has everything imported and nothing running, so a worker that is lost is back in the time its models take to
@@ -158,29 +195,73 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["manifoldflow.tasks.dna.serving.desk"])
+    context.set_forkserver_preload([__name__, loader.partition(":")[0]])
     return context
 
 
-def _work(pipe: Connection, models: Sequence[Served], threads: int | None) -> None:
+class Bench:
+    """The models in the process that holds them.
+
+    Args:
+        loader: as of :class:`Worker`.
+        models: to load. One whose file is not the one that was served before is left out: under its name nobody may get
+            another model.
+        threads: of torch.
+    """
+
+    def __init__(self, loader: str, models: Sequence[Served], threads: int | None = None) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        module, _, function = loader.partition(":")
+        load = getattr(importlib.import_module(module), function)
+        self.models: dict[str, Model] = {}
+        for served in models:
+            if _is_same(served):
+                try:
+                    made = load(served)
+                except Exception:
+                    if _is_same(served):
+                        raise
+                    continue  # it was replaced under our hands
+                if _is_same(served):
+                    self.models[served.name] = made
+        self.replaced = tuple(served.name for served in models if served.name not in self.models)
+
+    def measure(self) -> dict[str, float]:
+        """How fast each model is."""
+        return {name: model.measure() for name, model in self.models.items()}
+
+    def answer(self, call: Call) -> Answer:
+        """What a call gives."""
+        return self.models[call.model].answer(call)
+
+
+def _is_same(served: Served) -> bool:
+    try:
+        return not served.digest or digest_of(served.path) == served.digest
+    except OSError:
+        return False
+
+
+def _work(pipe: Connection, loader: str, models: Sequence[Served], threads: int | None) -> None:
     """The worker's life: load, then answer until the pipe closes, which it also does when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    from manifoldflow.tasks.dna.serving.desk import Desk, one_line
-
     try:
-        desk = Desk(models, threads)
-        rates = {model.name: desk.measure(model.name) for model in models}
+        bench = Bench(loader, models, threads)
+        ready = Answer(rates=bench.measure(), replaced=bench.replaced)
     except Exception as error:
         pipe.send(Answer(fault=one_line(error)))
         return
-    pipe.send(Answer(rates=rates))
+    pipe.send(ready)
     while True:
         try:
             message = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            answer = desk.answer(message)
+            answer = bench.answer(message)
         except Exception as error:
             answer = Answer(fault=one_line(error))
         try:

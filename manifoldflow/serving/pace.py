@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from manifoldflow.tasks.dna.orders import BATCH
-from manifoldflow.tasks.dna.serving.jobs import Job
+from manifoldflow.serving.jobs import Job
 
 QUANTUM = 2.0
 """Seconds that a call of the model should take. On a processor larger batches gain little, and what is small waits for them."""
@@ -16,7 +15,7 @@ TRUSTED_ROWS = 16
 
 
 class Pace:
-    """Network evaluations of one letter in a second, for every model; a running mean."""
+    """Units of work (:attr:`Job.unit`) in a second, for every model; a running mean."""
 
     def __init__(self) -> None:
         self._rate: dict[str, float] = {}
@@ -25,7 +24,7 @@ class Pace:
 
     def expect(self, rates: Mapping[str, float]) -> None:
         """Start from these rates, where nothing better is known."""
-        new = {name: rate for name, rate in rates.items() if name not in self._is_trusted}
+        new = {name: rate for name, rate in rates.items() if rate > 0 and name not in self._is_trusted}
         self._rate |= new
         self._is_trusted |= set(new)
 
@@ -42,7 +41,7 @@ class Pace:
     def rows(self, job: Job) -> int:
         """Rows that a call with such jobs should have."""
         rate = self._rate.get(job.model, 0.0)
-        return min(BATCH, max(LEAST_ROWS, int(QUANTUM * rate / job.unit)))
+        return min(job.most_rows, max(LEAST_ROWS, int(QUANTUM * rate / job.unit)))
 
     def wait(self, job: Job, others: Sequence[Job]) -> float:
         """Seconds after which a new job would be done, 0 where nothing is known yet.

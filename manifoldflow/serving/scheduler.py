@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from manifoldflow.tasks.dna.serving.jobs import Job, Refused, gather, message, requeue, settle
-from manifoldflow.tasks.dna.serving.pace import Pace
-from manifoldflow.tasks.dna.serving.worker import Caller, WorkerLost
+from manifoldflow.serving.calls import one_line
+from manifoldflow.serving.errors import Refused
+from manifoldflow.serving.jobs import Job, gather, in_turn, message, requeue, settle
+from manifoldflow.serving.pace import Pace
+from manifoldflow.serving.worker import Caller, WorkerLost
 
 WATCH = 1.0
 """Seconds between two looks at an idle worker."""
@@ -54,6 +56,7 @@ class Scheduler:
         self._loop: asyncio.Task[None] | None = None
         self._pace = Pace()
         self._is_closing = False
+        self._failures, self._reason = 0, ""
 
     # ---------------------------------------------------------------- requests
 
@@ -70,8 +73,11 @@ class Scheduler:
         """
         if self._is_closing:
             raise Refused(503, ENDING)
+        if job.model in self.worker.replaced:
+            raise _replaced(job.model)
         foreseen, start = self._admit(job), time.monotonic()
         job.future, job.deadline = asyncio.get_running_loop().create_future(), start + self.timeout
+        job.arrived = job.turn = start
         self._queue.append(job)
         self.requests += 1
         self._wake.set()
@@ -83,7 +89,7 @@ class Scheduler:
                 return job.future.result()
             if gone is not None and gone.done():
                 raise Refused(499, "the client has gone")
-            raise Refused(504, f"no result within {self.timeout:g} s; ask for fewer sequences or try again later")
+            raise Refused(504, f"no result within {self.timeout:g} s; {job.advice}")
         finally:
             self._pace.correct(foreseen, time.monotonic() - start)
             self._drop(job)
@@ -96,7 +102,7 @@ class Scheduler:
         own, wait = self._pace.wait(job, []), self._pace.wait(job, others)
         if own > HOPELESS * self.timeout:
             limit = f"at most {self.timeout:g} s are given"
-            raise Refused(422, f"this would take about {own:.0f} s, {limit}: ask for fewer sequences, or fewer steps")
+            raise Refused(422, f"this would take about {own:.0f} s, {limit}: ask for less")
         if len(others) >= self.capacity:
             raise _busy(f"the queue is full ({self.capacity} requests)", wait)
         if others and wait > SURE * self.timeout:
@@ -126,9 +132,19 @@ class Scheduler:
 
     # ---------------------------------------------------------------- life
 
+    @property
+    def status(self) -> tuple[str, str | None]:
+        """``"ok"``, ``"starting"`` or ``"unhealthy"``, and why."""
+        if self._loop is None or self._loop.done():
+            return "unhealthy", "the queue is not being served"
+        if self.worker.is_ready:
+            return "ok", None
+        # One failure may be a worker that was killed while it loaded.
+        return ("unhealthy", self._reason) if self._failures > 1 else ("starting", self._reason or None)
+
     def start(self) -> None:
         """Start the worker and serve the queue; to be called inside the event loop."""
-        self._loop = asyncio.ensure_future(self._serve())
+        self._loop = asyncio.ensure_future(self._live())
 
     def give_up(self) -> None:
         """Answer all jobs with 503, and those to come."""
@@ -138,37 +154,43 @@ class Scheduler:
     async def close(self) -> None:
         """End: jobs that are left get 503, the worker is killed."""
         self.give_up()
-        await asyncio.to_thread(self.worker.close)
+        with contextlib.suppress(Exception):  # the end must come, whatever has happened to the worker
+            await asyncio.to_thread(self.worker.close)
         if self._loop is not None:
             self._loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
+            await asyncio.wait([self._loop])
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def _serve(self) -> None:
-        failures = 0
+    async def _live(self) -> None:
+        """Serve the queue for ever. Nothing that goes wrong ends it: a server without its queue would wait for a person."""
         while True:
             try:
                 await self._in_thread(self.worker.ensure)
-            except WorkerLost as error:
-                failures += 1
-                if failures > 1:
-                    self._refuse_all(Refused(503, f"{error}; try again later", 10))
-                await asyncio.sleep(min(0.25 * 2**failures, 10.0))
+            except Exception as error:  # WorkerLost, and whatever nobody thought of
+                self._failures += 1
+                self._reason = str(error) if isinstance(error, WorkerLost) else one_line(error)
+                if self._failures > 1:
+                    self._refuse_all(Refused(503, f"{self._reason}; try again later", 10))
+                await asyncio.sleep(min(0.25 * 2**self._failures, 10.0))
                 continue
-            failures = 0
-            self._pace.expect(self.worker.rates)
+            self._failures, self._reason = 0, ""
             try:
+                self._pace.expect(self.worker.rates)
                 await self._work_off()
             except WorkerLost as error:
+                self._reason = str(error)
                 self._retry(str(error))
             except Exception as error:  # a fault of this program must not end the server
-                text = f"a fault of the server: {type(error).__name__} {' '.join(str(error).split())}"
-                self._refuse_all(Refused(500, text))
+                self._refuse_all(Refused(500, f"a fault of the server: {one_line(error)}"))
+                await asyncio.sleep(0.05)  # nor let it spin
 
     async def _work_off(self) -> None:
         """Serve until the worker is lost, or seen dead while idle."""
+        for job in list(self._queue):
+            if job.model in self.worker.replaced:
+                job.refuse(_replaced(job.model))
         while True:
+            self._queue = [job for job in self._queue if not job.future.done()]
             if not self._queue:
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
@@ -193,7 +215,7 @@ class Scheduler:
                     job.attempts = max(job.attempts, 2)
             else:
                 group[0].refuse(Refused(500, f"the model failed: {answer.fault}"))
-            self._queue = requeue(self._queue, [job for job in group if not job.future.done()], most)
+            self._queue = requeue(self._queue, [job for job in group if not job.future.done()], most, time.monotonic())
             self._running = []
 
     def _retry(self, reason: str) -> None:
@@ -202,7 +224,7 @@ class Scheduler:
             job.attempts += 1
             if job.attempts >= ATTEMPTS:
                 job.refuse(Refused(503, f"{reason}; try again later", 1))
-        self._queue = [job for job in [*self._running, *self._queue] if not job.future.done()]
+        self._queue = in_turn(job for job in [*self._running, *self._queue] if not job.future.done())
         self._running = []
 
     def _refuse_all(self, refused: Refused) -> None:
@@ -217,3 +239,8 @@ class Scheduler:
 def _busy(why: str, wait: float) -> Refused:
     again = min(60, max(1, math.ceil(wait / 2)))
     return Refused(429, f"{why}; try again in {again} s", again)
+
+
+def _replaced(model: str) -> Refused:
+    text = f"the checkpoint of {model!r} was replaced since the server started; restart the server to serve the new one"
+    return Refused(503, text)
