@@ -239,6 +239,26 @@ def test_confident_tokens_come_first():
         assert (known.int().diff(dim=1) >= 0).all()  # known ones are a tail of the sequence
 
 
+@pytest.mark.parametrize("noise, s", [(0.7, 0.25), (2.0, 0.5)])
+def test_confidence_noise_is_gumbel_noise(noise, s):
+    """Of those that unmask one token, it is token i with probability ~ confidence_i^(1 / (c (1 - s))): the Gumbel maximum."""
+    space = mf.Tokens(2, mask=True)
+    sure = torch.tensor([0.0, 1.0, 2.5])
+
+    class Model(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.stack([sure.expand(x.shape), torch.zeros(x.shape)], -1)
+
+    how = mf.Jumps(order="confidence", confidence_noise=noise)
+    made = mf.Flow(space, Model()).sample(
+        (40_000, 3), times=[0.0, s], method=how, generator=torch.Generator().manual_seed(0)
+    )
+    known = made[(made != 2).sum(1) == 1] != 2
+    assert len(known) > 10_000
+    expected = (sure.sigmoid().log() / (noise * (1 - s))).softmax(-1)
+    assert (known.float().mean(0) - expected).abs().max() < 0.015
+
+
 def test_padding_and_known_tokens_stay():
     flow = mf.Flow(mf.Tokens(4, mask=True), _Constant(4), pin=lambda mask, g: torch.zeros_like(mask))
     mask = torch.arange(7) < torch.tensor([[7], [4]])

@@ -1,5 +1,6 @@
 """The path along a distance of categories against its law, written out on small state spaces."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -99,6 +100,23 @@ def test_tokens_only_move_nearer(path):
     assert (rates[d >= d.gather(-1, x.unsqueeze(-1))] == 0).all()
     drawn = bound.sample(x1, x1, torch.ones(K, dtype=DOUBLE))
     assert (drawn.x == x1).all()
+
+
+@pytest.mark.parametrize("times, tolerance", [([0.9, 0.98], 0.07), ([0.9, 0.95, 0.98], 0.03)])
+def test_a_coarse_step_pulls_as_much_as_beta_grows(times, tolerance):
+    """Two tokens: one that is not yet right at t is not yet at s with probability p_s(wrong) / p_t(wrong), p(wrong) =
+    1 / (1 + e^beta). Near the end beta grows much faster than a step times its rate in the middle."""
+
+    class Knows(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.tensor([0.0, 100.0]).expand(*x.shape, 2)
+
+    scale = 0.05
+    flow = mf.Flow(mf.Tokens(2), Knows(), path=mf.MetricJump(scale=scale))
+    x0 = torch.zeros(20_000, 1, dtype=torch.int64)
+    made = flow.sample(x0=x0, times=times, generator=torch.Generator().manual_seed(0))
+    wrong = [1 / (1 + math.exp(scale * t / (1 - t))) for t in (times[0], times[-1])]
+    assert abs(float((made == 0).float().mean()) - wrong[1] / wrong[0]) < tolerance
 
 
 def test_elbo_of_the_exact_posterior_is_below_the_log_probability_and_near():

@@ -168,6 +168,21 @@ def test_the_endpoint_loss_is_the_velocity_loss_of_the_implied_velocity():
     assert (path.loss(pred, point) - ((implied - point.velocity) ** 2).sum(-1)).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("clip", [0.1, 0.02])
+@pytest.mark.parametrize("space", [mf.Euclidean(3), mf.Sphere(2)], ids=str)
+def test_the_endpoint_loss_divides_by_the_way_left_and_at_least_by_its_floor(space, clip):
+    """|log pred - log x1|^2 / max(1 - t, clip)^2, so it stays bounded at t = 1."""
+    x0, x1 = pair(space)
+    x0, x1 = x0[:5], x1[:5]
+    t = torch.tensor([0.0, 0.5, 0.95, 0.99, 1.0], dtype=torch.float64)
+    path = mf.Geodesic(predicts="endpoint", manifold=space, clip=clip)
+    point = path.sample(x0, x1, t)
+    pred = space.geodesic(x1, x0, 0.1)[0]
+    off = space.log(point.x, pred) - space.log(point.x, x1)
+    expected = (off**2).sum(-1) / torch.tensor([max(1 - float(v), clip) for v in t], dtype=torch.float64) ** 2
+    assert torch.allclose(path.loss(pred, point), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("space", [mf.Sphere(2), mf.SO3()], ids=str)
 def test_sets_of_points_take_a_time_per_sample_or_per_element(space):
     x0, x1 = pair(space, batch=(4, 5))

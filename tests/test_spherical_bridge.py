@@ -188,9 +188,17 @@ def test_a_token_by_itself_is_sampled_exactly_at_any_number_of_steps(start, k, s
         assert scipy.stats.ks_2samp(half[:, i], truth[:, i]).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("k, method, steps", [(2, "midpoint", 30), (8, "midpoint", 30), (3, "rk4", 12)])
-def test_the_velocity_carries_the_law_of_the_uniform_source(k, method, steps):
-    flow, p = exact_flow(k, "uniform")
+@pytest.mark.parametrize(
+    "k, method, steps, schedule",
+    [
+        (2, "midpoint", 30, mf.Linear()),
+        (8, "midpoint", 30, mf.Linear()),
+        (3, "rk4", 12, mf.Linear()),
+        (3, "midpoint", 30, mf.Polynomial(2.0)),
+    ],
+)
+def test_the_velocity_carries_the_law_of_the_uniform_source(k, method, steps, schedule):
+    flow, p = exact_flow(k, "uniform", schedule=schedule)
     n, generator = 5000, torch.Generator().manual_seed(0)
     x0 = flow.draw_source((n,), dtype=DOUBLE, generator=generator)
     x = flow.sample(x0=x0, steps=steps, method=method, generator=generator)

@@ -8,7 +8,7 @@ import torch
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
 from manifoldflow.paths import Bump
-from manifoldflow.sampling import SDEKernel, score, simulate
+from manifoldflow.sampling import SDEKernel, langevin, score, simulate
 
 DOUBLE = torch.float64
 EARLY, LATE = 0.15, 0.75
@@ -125,7 +125,172 @@ def test_a_flow_samples_with_noise_by_its_method():
         for method, seed in ((mf.SDE(2.0), 0), (mf.SDE(2.0), 0), ("euler", 0))
     )
     assert torch.equal(a, b)
-    assert a.norm(dim=-1).max() < 0.2 and ode.norm(dim=-1).max() < 1e-4
+    assert a.norm(dim=-1).max() < 1e-4 and ode.norm(dim=-1).max() < 1e-4  # the last step adds no noise
+
+
+LINEAR = mf.Linear()
+C, M, S = 1.5, torch.tensor([1.0, -2.0]), 0.4
+"""Source N(0, C^2), data N(M, S^2) in the plane: everything about the flow between them is a formula."""
+
+
+class Gaussians(torch.nn.Module):
+    """The exact prediction: E[x1 | x_t] = M + t S^2 (x - t M) / v with v = t^2 S^2 + (1 - t)^2 C^2, or the velocity to it."""
+
+    def __init__(self, predicts, mean=M, schedule=LINEAR):
+        super().__init__()
+        self.predicts, self.mean, self.schedule = predicts, mean, schedule
+
+    def forward(self, x, t, *, mask=None):
+        t = t.reshape(-1, *[1] * (x.ndim - 1))
+        k = self.schedule.k(t)
+        end = self.mean + k * S**2 * (x - k * self.mean) / variance(k)
+        return end if self.predicts == "endpoint" else self.schedule.dk(t) * (end - x) / (1 - k)
+
+
+def variance(t):
+    return t**2 * S**2 + (1 - t) ** 2 * C**2
+
+
+def gaussians(predicts, schedule=LINEAR):
+    path = mf.Geodesic(schedule=schedule)
+    model = Gaussians(predicts, schedule=schedule)
+    return mf.Flow(mf.Euclidean(2), model, source=mf.Normal(scale=C), path=path, predicts=predicts)
+
+
+every_prediction = pytest.mark.parametrize("predicts", ["velocity", "endpoint"])
+
+
+@every_prediction
+@pytest.mark.parametrize("schedule", [mf.Linear(), mf.Polynomial(2.0)], ids=["linear", "squared"])
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_the_score_is_that_of_the_marginal_whatever_the_network_predicts(predicts, t, schedule):
+    x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    k = float(schedule.k(torch.tensor(t)))
+    truth = -(x - k * M) / variance(k)
+    assert ((score(gaussians(predicts, schedule), x, torch.tensor(t)) - truth) / truth.abs().amax()).abs().max() < 1e-4
+
+
+@every_prediction
+def test_samples_with_noise_have_the_law_of_the_data(predicts):
+    made = gaussians(predicts).sample(20_000, steps=100, method=mf.SDE(3.0), generator=torch.Generator().manual_seed(0))
+    assert (made.mean(0) - M).abs().max() < 0.02
+    assert (made.std(0) - S).abs().max() < 0.02
+
+
+@every_prediction
+@pytest.mark.parametrize("t", [0.3, 0.8])
+def test_langevin_steps_approach_the_marginal_at_the_rate_of_their_formula(predicts, t):
+    """A step is x - q g^2 (x - t M) / v + g sqrt(2 q) noise with g = C (1 - t), q = 1 - e^-r: mean and variance by recursion."""
+    steps, r, mean, spread = 12, 0.3, torch.full((2,), 3.0), 0.0
+    made = langevin(
+        gaussians(predicts), torch.full((20_000, 2), 3.0), t, steps=steps, renewed=r,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    q, level, v = 1 - math.exp(-r), C * (1 - t), variance(t)
+    for _ in range(steps):
+        keep = 1 - q * level**2 / v
+        mean, spread = t * M + keep * (mean - t * M), keep**2 * spread + 2 * q * level**2
+    assert (made.mean(0) - mean).abs().max() < 0.02
+    assert (made.var(0) / spread - 1).abs().max() < 0.04
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_noise_leaves_padding_alone_and_moves_what_is_real(centred):
+    space = mf.Centered(mf.Euclidean(2)) if centred else mf.Euclidean(2)
+    flow = mf.Flow(space, Gaussians("endpoint", torch.zeros(2)), source=mf.Normal(scale=C), predicts="endpoint")
+    mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    x = flow.draw_source((2, 6), mask=mask, generator=torch.Generator().manual_seed(0))
+    x = torch.where(mask.unsqueeze(-1), x, 0.0)
+    made = {
+        "langevin": langevin(flow, x, 0.5, steps=3, mask=mask, generator=torch.Generator().manual_seed(1)),
+        "sde": flow.sample(
+            x0=x, times=[0.2, 0.5], method=mf.SDE(2.0), mask=mask, generator=torch.Generator().manual_seed(1)
+        ),
+    }
+    for name, value in made.items():
+        assert value[~mask].abs().max() == 0, name
+        assert (value - x)[mask].abs().amin() > 0, name
+        if centred:
+            assert value.sum(1).abs().max() < 1e-5
+
+
+@every_prediction
+@pytest.mark.parametrize("diffusion", [4.0, lambda t: 2.0 + 0 * t], ids=["renewed", "constant"])
+def test_the_last_step_of_an_sde_adds_no_noise(predicts, diffusion):
+    """From the same points at t = 0.9 two draws of the noise end at the same place: where the prediction says."""
+    flow = gaussians(predicts)
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    ends = [
+        flow.sample(x0=x, times=[0.9, 1.0], method=mf.SDE(diffusion), generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 2)
+    ]
+    expected = M + 0.9 * S**2 * (x - 0.9 * M) / variance(0.9)
+    assert (ends[0] - ends[1]).abs().max() < 1e-5
+    assert (ends[0] - expected).abs().max() < 1e-4
+
+
+@every_prediction
+@pytest.mark.parametrize("is_rate", [False, True], ids=["renewed", "constant"])
+def test_one_step_of_an_sde_is_its_formula(predicts, is_rate):
+    """The flow's step, - g q eta, and noise of deviation g sqrt(2 q), with g = C (1 - t) in the middle of the step."""
+    t, s, strength = 0.2, 0.6, 1.3
+    level = C * (1 - 0.4)
+    q = 1 - math.exp(-strength * (s - t) / (level**2 if is_rate else 1.0))
+    x = torch.tensor([0.5, -1.5])
+    end = M + t * S**2 * (x - t * M) / variance(t)
+    eta = C * (1 - t) * (x - t * M) / variance(t)
+    mean = x + (s - t) / (1 - t) * (end - x) - level * q * eta
+    method = mf.SDE((lambda time: strength + 0 * time) if is_rate else strength)
+    made = gaussians(predicts).sample(
+        x0=x.expand(40_000, 2), times=[t, s], method=method, generator=torch.Generator().manual_seed(0)
+    )
+    assert (made.mean(0) - mean).abs().max() < 0.02
+    assert (made.std(0) / (level * math.sqrt(2 * q)) - 1).abs().max() < 0.02
+
+
+class Listens(torch.nn.Module):
+    """A model that keeps what it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def forward(self, x, t, *, mask=None, cond=None, previous=None):
+        self.told.append({"t": t, "mask": mask, "cond": cond, "previous": previous})
+        return x + cond[:, None]
+
+
+@pytest.mark.parametrize("method", [mf.SDE(2.0), "euler", "midpoint"], ids=["sde", "euler", "midpoint"])
+def test_every_sampler_tells_the_model_the_same(method):
+    """Mask, condition, the last prediction from the second step on, and t = 1 where elements are known; known ones stay."""
+    model = Listens()
+    flow = mf.Flow(mf.Euclidean(2), model, predicts="endpoint", self_condition=0.5, pin=lambda mask, g: mask & False)
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    known_mask = torch.tensor([[True, False, False], [False, True, False]])
+    cond, known = torch.ones(2, 1), torch.full((2, 3, 2), 7.0)
+    made = flow.sample(
+        (2, 3), times=[0.0, 0.5, 0.75], method=method, mask=mask, cond=cond, known=known, known_mask=known_mask,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert (made[known_mask] == 7.0).all() and (made[~known_mask] != 7.0).all()
+    clock = {"midpoint": [0.0, 0.25, 0.5, 0.625]}.get(method if isinstance(method, str) else "", [0.0, 0.5])
+    assert len(model.told) == len(clock)
+    for number, (told, t) in enumerate(zip(model.told, clock, strict=True)):
+        assert torch.equal(told["mask"], mask) and torch.equal(told["cond"], cond)
+        assert torch.allclose(told["t"], torch.where(known_mask, 1.0, t))
+        if number == 0 or number >= len(clock) // 2:
+            assert (told["previous"] is None) == (number == 0)
+
+
+def test_langevin_steps_tell_the_model_mask_and_condition():
+    model = Listens()
+    flow = mf.Flow(mf.Euclidean(2), model, predicts="endpoint")
+    mask, cond = torch.tensor([[True, False]]), torch.ones(1, 1)
+    langevin(flow, torch.zeros(1, 2, 2), 0.4, steps=2, mask=mask, cond=cond)
+    assert len(model.told) == 2
+    for told in model.told:
+        assert torch.equal(told["mask"], mask) and torch.equal(told["cond"], cond)
+        assert torch.allclose(told["t"], torch.full((1,), 0.4))
 
 
 def test_a_flow_without_a_score_says_so():

@@ -7,6 +7,7 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.spd import LogEuclideanSPD
 from manifoldflow.testing import check_path
 
 MANIFOLDS = [
@@ -94,3 +95,43 @@ def test_the_generic_dexp_inv_agrees_with_the_closed_forms(space):
     x, w, change, _ = perturbed_exp(space, 0.4)
     v = space.to_tangent(space.exp(x, w), change)
     assert (Manifold.dexp_inv(space, x, w, v) - space.dexp_inv(x, w, v)).abs().max() < 1e-12
+
+
+SYMMETRIC = [
+    mf.Sphere(2),
+    mf.Sphere(5),
+    mf.Torus(3, period=2 * math.pi),
+    mf.SO3(),
+    mf.UnitQuaternion(),
+    mf.PoincareBall(3),
+    mf.Lorentz(3),
+    mf.SPD(3),
+    LogEuclideanSPD(3),
+]
+
+
+@pytest.mark.parametrize("space", SYMMETRIC, ids=str)
+def test_transport_is_parallel(space):
+    """A pole ladder, made of exp and log alone, is exact on symmetric spaces (Pennec 2018): reflect exp_x(v) through the
+    midpoint of x and y, and look at it from y."""
+    g = torch.Generator().manual_seed(0)
+
+    def near(x: torch.Tensor, length: float) -> tuple[torch.Tensor, torch.Tensor]:
+        basis = space.tangent_basis(x)
+        axis = basis.ndim - 1 - space.tangent_ndim
+        weights = torch.randn(basis.shape[: axis + 1], generator=g, dtype=torch.float64)
+        v = (weights.reshape(*weights.shape, *[1] * space.tangent_ndim) * basis).sum(axis)
+        size = space.inner(x, v, v).sqrt()
+        v = length * v / size.reshape(*size.shape, *[1] * space.tangent_ndim)
+        return v, space.exp(x, v)
+
+    _, x = near(space.origin((8,), dtype=torch.float64), 0.4)
+    _, y = near(x, 1.1)
+    v, end = near(x, 0.7)
+    middle = space.exp(x, 0.5 * space.log(x, y))
+    reflected = space.exp(middle, -space.log(middle, end))
+    expected = -space.log(y, reflected)
+    carried = space.transport(x, v, y)
+    assert (carried - expected).abs().max() < 1e-6 * expected.abs().max()
+    flat = isinstance(space, mf.Torus | LogEuclideanSPD)
+    assert flat or (carried - v).abs().max() > 1e-2  # not the numbers that it had at x
