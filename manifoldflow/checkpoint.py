@@ -18,6 +18,8 @@ from manifoldflow.registry import find_builder
 from manifoldflow.version import __version__
 
 FORMAT = "manifoldflow-checkpoint-1"
+MODEL_FILE = "model.safetensors"
+"""The model of a run folder."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -248,14 +250,22 @@ def _short(value: Any, most: int = 300) -> str:
 
 
 def _locate(path: str | Path) -> Path:
+    """The file that is meant: a file, the model of a run folder, or an embedded one by its name, with its task or without."""
     given = Path(path)
     if given.is_file():
         return given
-    named = data_path(f"checkpoints/{path}.safetensors")
-    if given.name == str(path) and named.is_file():
-        return named
+    if (given / MODEL_FILE).is_file():
+        return given / MODEL_FILE
+    if given.name == str(path):
+        names = known_checkpoints()
+        found = [name for name in names if name == path] or [n for n in names if n.partition("_")[2] == path]
+        if len(found) == 1:
+            return data_path(f"checkpoints/{found[0]}.safetensors")
+    if given.is_dir():
+        raise FileNotFoundError(f"{given} is a folder without {MODEL_FILE}: no run, or one that has saved no model yet")
     raise FileNotFoundError(
-        f"no checkpoint {str(path)!r}: not a file, and the embedded ones are {', '.join(known_checkpoints()) or 'none'}"
+        f"no checkpoint {str(path)!r}: not a file or a run folder, and the embedded ones are "
+        f"{', '.join(known_checkpoints()) or 'none'}"
     )
 
 

@@ -86,10 +86,28 @@ def test_weights_of_any_flow_can_be_read_into_one_of_the_same_shape(tmp_path: Pa
     assert "do not fit the flow" in message and "size mismatch" in message and mf.__version__ in message
 
 
+def test_a_run_folder_and_the_short_name_of_an_embedded_model_are_loaded(tmp_path, monkeypatch):
+    named = mf.load("proteins")
+    mf.save(named, tmp_path / "run" / "model.safetensors")
+    again = mf.load(tmp_path / "run")
+    assert all(torch.equal(a, b) for a, b in zip(named.parameters(), again.parameters(), strict=True))
+    assert checkpoint.read_metadata(str(tmp_path / "run"))["builder"] == named.builder
+    assert mf.load("ctcf_pu1").config == mf.load("dna_ctcf_pu1").config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proteins").mkdir()  # a folder that is no run hides no embedded model
+    assert mf.load("proteins").builder == named.builder
+    assert "proteins2 is a folder without model.safetensors" in fails(_made(tmp_path / "proteins2"), FileNotFoundError)
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_an_unknown_path_or_name_lists_the_embedded_checkpoints(tmp_path: Path) -> None:
     assert "embedded ones are dna_ctcf_pu1, dna_promoters, proteins" in fails("protein", FileNotFoundError)
     assert "not a file" in fails(tmp_path / "gone.safetensors", FileNotFoundError)
-    assert "not a file" in fails(tmp_path, FileNotFoundError)  # a folder
+    assert "is a folder without" in fails(tmp_path, FileNotFoundError)  # a folder
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, 0.5, -1])

@@ -1,24 +1,19 @@
 """Sequences of regulatory DNA: five representations of one flow, motifs, and what samples are worth."""
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from manifoldflow.tasks.dna.alphabet import decode, encode, reverse_complement
-from manifoldflow.tasks.dna.commands import evaluate, load_flow, plot, sample, train
 from manifoldflow.tasks.dna.designer import Design, SequenceDesigner
-from manifoldflow.tasks.dna.flow import DnaConfig, build, sample_tokens
+from manifoldflow.tasks.dna.flow import DnaConfig, build, load_flow, sample_tokens
 from manifoldflow.tasks.dna.model import ConvNet, Transformer
 from manifoldflow.tasks.dna.motifs import Motif, read_motifs
-from manifoldflow.tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
-from manifoldflow.tasks.dna.serving.commands import serve
+from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
+from manifoldflow.tasks.dna.sequences import SequenceSet
+from manifoldflow.tasks.dna.sets import load_set
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
-    "plot": plot,
-    "serve": serve,
-}
+if TYPE_CHECKING:
+    from manifoldflow.tasks.dna.commands import COMMANDS, evaluate, plot, sample, serve, train
 
 BUILDERS = ("manifoldflow.tasks.dna.flow:build",)
 """What checkpoints of this task may be built by."""
@@ -48,11 +43,22 @@ __all__ = [
     "evaluate",
     "load_flow",
     "load_set",
+    "plot",
     "read_motifs",
     "read_sequences",
     "reverse_complement",
     "sample",
     "sample_tokens",
+    "serve",
     "train",
     "write_fasta",
 ]
+
+_COMMANDS = ("COMMANDS", "evaluate", "plot", "sample", "serve", "train")
+"""What trains or judges: it needs Lightning, whose import takes longer than all others together, so it comes when asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _COMMANDS:
+        return getattr(import_module("manifoldflow.tasks.dna.commands"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,21 +1,30 @@
 """The commands of the sequence task: what ``manifoldflow train|sample|evaluate dna`` runs."""
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
 
-import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.fitting import fit_flow
-from manifoldflow.tasks.dna.flow import DnaConfig, sample_tokens
+from manifoldflow.tasks.dna.flow import (
+    DEFAULT_CHECKPOINT,
+    DnaConfig,
+    class_name,
+    class_number,
+    load_flow,
+    sample_tokens,
+    sampler,
+)
 from manifoldflow.tasks.dna.motifs import find_motif, read_motifs
-from manifoldflow.tasks.dna.reading import load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
+from manifoldflow.tasks.dna.serving.commands import serve
+from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
 from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
@@ -32,6 +41,7 @@ def train(
     data: str,
     out: str | None = None,
     species: str | None = None,
+    label_column: str | None = None,
     unknown: Literal["error", "drop", "random"] = "drop",
     both_strands: bool = False,
     conditional: bool = True,
@@ -49,6 +59,8 @@ def train(
             generated and part of this package.
         out: folder of the run; `runs/dna/NAME` by default.
         species: keep only these rows, where a table has a column `species`.
+        label_column: where the classes are: a column of a table (such as TAG), a key in the headers of FASTA (gene for
+            `gene=G0`), word2 for their second words, or none for no classes.
         unknown: what to do with sequences that hold codes for several letters, such as N.
         both_strands: show every other sequence as its reverse complement: for peaks, not for promoters.
         conditional: learn the classes, where there are any.
@@ -61,20 +73,29 @@ def train(
     """
     if batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1, got {batch_size}")
-    loaded = load_set(data, unknown=unknown, species=species, data_folder=data_folder)
+    loaded = load_set(data, unknown=unknown, species=species, label_column=label_column, data_folder=data_folder)
     parts = split(loaded, split_seed)
     if min(map(len, parts)) < 1:
         raise ValueError(f"{data}: {len(loaded)} sequences are too few to split")
     classes = ",".join(loaded.classes) if conditional else ""
-    config = replace(model, length=loaded.tokens.shape[1], classes=classes)
+    shortest = 0 if bool(loaded.mask.all()) else int(loaded.mask.sum(-1).min())
+    config = replace(model, length=loaded.tokens.shape[1], classes=classes, shortest=shortest)
     folder = Path(out or f"runs/dna/{Path(data).name.split('.')[0]}_{config.representation}")
-    source = {"data": data, "unknown": unknown, "species": species, "split_seed": split_seed}
+    source = {
+        "data": data,
+        "unknown": unknown,
+        "species": species,
+        "split_seed": split_seed,
+        "label_column": label_column,
+    }
     facts = {"command": "manifoldflow " + " ".join(sys.argv[1:]), "source": source, "rows": [len(p) for p in parts]}
     print(
         f"{len(loaded)} sequences of up to {config.length} letters"
         + (f", classes {', '.join(loaded.classes)}" if classes else "")
         + (f"; {loaded.dropped} left out for codes of several letters" if loaded.dropped else "")
     )
+    if loaded.note:
+        print(loaded.note)
     fit_flow(
         loaded.rows(parts.train),
         loaded.rows(parts.val),
@@ -90,7 +111,7 @@ def train(
 
 
 def sample(
-    checkpoint: str,
+    checkpoint: str = DEFAULT_CHECKPOINT,
     num: int = 100,
     out: str = "designs.fasta",
     label: str | None = None,
@@ -103,7 +124,7 @@ def sample(
     """Draw sequences from a flow and write them as FASTA.
 
     Args:
-        checkpoint: a model file, or a run folder.
+        checkpoint: a model file, a run folder, or the name of an embedded model (dna_ctcf_pu1, dna_promoters).
         num: number of sequences.
         out: FASTA file to write.
         label: class to draw; unconditional if absent.
@@ -116,6 +137,7 @@ def sample(
     if num < 1 or steps < 1:
         raise ValueError(f"--num and --steps must be at least 1, got {num} and {steps}")
     flow, config = load_flow(checkpoint)
+    label = class_name(config, label)
     cond = class_number(config, label, num)
     size = length or config.length
     if not 1 <= size <= config.length:
@@ -144,6 +166,7 @@ def evaluate(
     motifs: str | None = None,
     motif: str | None = None,
     species: str | None = None,
+    label_column: str | None = None,
     split_seed: int = 0,
     classifier_steps: int = 1000,
     out: str | None = None,
@@ -158,13 +181,14 @@ def evaluate(
         motifs: JASPAR, MEME or TRANSFAC file.
         motif: names of motifs to count, with commas, such as MA0139.1,MA0080.4.
         species: as in training.
+        label_column: as in training, of the data.
         split_seed: as in training.
         classifier_steps: of the training of the independent classifier.
         out: also write the numbers to this JSON file.
         data_folder: where the shared sets lie.
     """
     made = read_sequences(samples, unknown="drop")
-    real = load_set(data, unknown="drop", species=species, data_folder=data_folder)
+    real = load_set(data, unknown="drop", species=species, label_column=label_column, data_folder=data_folder)
     chosen = []
     if motif is not None:
         if motifs is None:
@@ -185,6 +209,7 @@ def plot(
     out: str = "profile.png",
     origin: int = 0,
     species: str | None = None,
+    label_column: str | None = None,
     split_seed: int = 0,
     data_folder: str | None = None,
 ) -> None:
@@ -198,56 +223,16 @@ def plot(
         out: picture to write.
         origin: place that the axis calls 0; 200 in `promoters`, the start of transcription.
         species: as in training.
+        label_column: as in training, of the data.
         split_seed: as in training.
         data_folder: where the shared sets lie.
     """
     from manifoldflow.tasks.dna.plots import plot_profiles
 
     made = read_sequences(samples, unknown="drop")
-    real = load_set(data, unknown="drop", species=species, data_folder=data_folder)
+    real = load_set(data, unknown="drop", species=species, label_column=label_column, data_folder=data_folder)
     test = real.rows(split(real, split_seed).test)
     print(f"wrote {plot_profiles(made, test, find_motif(read_motifs(motifs), motif), out, origin=origin)}")
-
-
-def load_flow(checkpoint: str) -> tuple[mf.Flow, DnaConfig]:
-    """A trained flow and its configuration.
-
-    Raises:
-        ValueError: the checkpoint is of another task.
-    """
-    path = Path(checkpoint)
-    path = path / "model.safetensors" if path.is_dir() else path
-    flow = mf.load(path)
-    if flow.builder != "manifoldflow.tasks.dna.flow:build":
-        raise ValueError(f"{path} is no sequence flow (it was built by {flow.builder})")
-    return flow, DnaConfig(**(flow.config or {}))
-
-
-def class_number(config: DnaConfig, label: str | None, count: int) -> Tensor | None:
-    """The condition for ``count`` samples of a class.
-
-    Raises:
-        ValueError: the flow knows no such class; says which it knows.
-    """
-    if label is None:
-        return None
-    if label not in config.class_names:
-        known = ", ".join(config.class_names) or "none"
-        raise ValueError(f"this flow has no class {label!r}; its classes: {known}")
-    return torch.full((count,), config.class_names.index(label), dtype=torch.int64)
-
-
-def sampler(config: DnaConfig, temperature: float = 1.0) -> Any:
-    """The method of :meth:`manifoldflow.Flow.sample` that suits a representation.
-
-    Raises:
-        ValueError: a temperature for a representation that has none.
-    """
-    if config.representation in ("masking", "uniform", "autoregressive"):
-        return mf.Jumps(temperature=temperature)
-    if temperature != 1:
-        raise ValueError(f"--temperature is for masking, uniform and autoregressive, not for {config.representation}")
-    return "midpoint"
 
 
 def _print_table(found: dict[str, Any]) -> None:
@@ -258,3 +243,12 @@ def _print_table(found: dict[str, Any]) -> None:
     for name, row in found.items():
         table.add_row(name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
     Console().print(table)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "plot": plot,
+    "serve": serve,
+}

@@ -11,8 +11,16 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree, Oracle
 from manifoldflow.tasks.dna.alphabet import decode, encode
-from manifoldflow.tasks.dna.commands import class_number, load_flow, sampler
-from manifoldflow.tasks.dna.flow import DnaConfig, to_state, to_tokens
+from manifoldflow.tasks.dna.flow import (
+    DEFAULT_CHECKPOINT,
+    DnaConfig,
+    check_length,
+    class_name,
+    load_flow,
+    sampler,
+    to_state,
+    to_tokens,
+)
 from manifoldflow.tasks.dna.metrics import gc_content
 from manifoldflow.tasks.dna.motifs import find_sites
 from manifoldflow.tasks.dna.orders import BATCH, Order, Progress, make_order, place
@@ -47,9 +55,9 @@ class SequenceDesigner:
         self.flow, self.config = flow.eval(), config
 
     @classmethod
-    def load(cls, checkpoint: str | Path) -> "SequenceDesigner":
-        """A designer from a model file or a run folder."""
-        return cls(*load_flow(str(checkpoint)))
+    def load(cls, checkpoint: str | Path = DEFAULT_CHECKPOINT) -> "SequenceDesigner":
+        """A designer from a model file, a run folder, or the name of an embedded model."""
+        return cls(*load_flow(checkpoint))
 
     def design(self, n: int, **options: Any) -> list[Design]:
         """``n`` sequences; the options are those of :meth:`stream`."""
@@ -87,7 +95,8 @@ class SequenceDesigner:
             motifs: words of letters to keep; a place of their start (from 0) with each, or one is drawn for every sequence.
             gc_range: least and largest share of C and G.
             avoid_sites: IUPAC patterns, such as GAATTC, that may lie on neither strand.
-            length: of the sequences; that of the training, or of the template, by default.
+            length: of the sequences; that of the training by default, which that of the template must be too unless this says
+                otherwise.
             steps: sampling steps; the autoregressive baseline takes one for every letter, whatever this says.
             temperature: of the letters, for representations by tokens.
             seed: of everything: the same call gives the same sequences.
@@ -95,8 +104,8 @@ class SequenceDesigner:
             batch_size: sequences at once.
 
         Raises:
-            ValueError: what is asked cannot be met: a class that the flow does not know, motifs that do not fit, a fixed part
-                that holds a site to avoid.
+            ValueError: what is asked cannot be met: a class that the flow does not know, a template of another length, motifs
+                that do not fit, a fixed part that holds a site to avoid, a GC share that what is kept rules out.
             RuntimeError: too few sequences pass; says how many of how many did.
         """
         if batch_size < 1 or rounds < 1:
@@ -193,7 +202,7 @@ class SequenceDesigner:
         """A lower bound on the log-probability of every sequence, nats per letter: larger is more like the training data.
 
         Args:
-            sequences: letters of equal length, at most that of the training.
+            sequences: letters of equal length, that of the training (or one of several).
             label: class under which to score, or one for every sequence.
             samples: times that the bound is averaged over.
             seed: of the noise.
@@ -222,7 +231,7 @@ class SequenceDesigner:
             return None
         number: dict[str | None, int] = {name: i for i, name in enumerate(self.config.class_names)}
         number[None] = len(number)
-        return torch.tensor([number[label] for label in labels])
+        return torch.tensor([number[class_name(self.config, label)] for label in labels])
 
 
 def check_scorable(config: DnaConfig, sequences: Sequence[str], labels: Sequence[str | None]) -> None:
@@ -234,11 +243,15 @@ def check_scorable(config: DnaConfig, sequences: Sequence[str], labels: Sequence
     if not can_score(config):
         raise ValueError(f"scores need a flow of tokens (masking or uniform); {config.representation} has no bound yet")
     for label in dict.fromkeys(labels):
-        class_number(config, label, 1)
+        class_name(config, label)
     if sequences:
         tokens, mask, _ = encode(sequences)
-        if not bool(mask.all()) or tokens.shape[1] > config.length:
-            raise ValueError(f"sequences to score must have one length of at most {config.length}")
+        if not bool(mask.all()):
+            lengths = sorted({len(sequence) for sequence in sequences})
+            raise ValueError(
+                f"sequences to score must have one length, these have {lengths[0]} to {lengths[-1]} letters"
+            )
+        check_length(config, tokens.shape[1], "the sequences to score have")
 
 
 def can_score(config: DnaConfig) -> bool:

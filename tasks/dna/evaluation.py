@@ -16,7 +16,7 @@ from manifoldflow.tasks.dna.metrics import (
     nearest_edit_distance,
 )
 from manifoldflow.tasks.dna.motifs import Motif, hit_rate, position_profile, threshold
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.splits import Split
 
 P_VALUE = 1e-4

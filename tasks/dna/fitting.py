@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import manifoldflow as mf
 from manifoldflow.tasks.dna.alphabet import reverse_complement
 from manifoldflow.tasks.dna.flow import DnaConfig, build, to_state
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.training import TrainConfig, fit
 
 VALIDATION_ROWS = 1024

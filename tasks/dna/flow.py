@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,9 @@ from manifoldflow.tasks.dna.model import STACK, ConvNet, Transformer
 
 Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform", "autoregressive"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
+
+DEFAULT_CHECKPOINT = "dna_ctcf_pu1"
+"""The embedded flow that is meant where none is named."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ class DnaConfig:
         pin_share: share of the training samples of which pieces are shown clean, so that motifs and flanks can be kept.
         most: largest concentration of the Dirichlet path.
         objective: of tokens: "cross_entropy" or "elbo".
+        shortest: length of the shortest sequence of the training, where they have several; 0 if all have one.
     """
 
     representation: Representation = "masking"
@@ -49,6 +54,7 @@ class DnaConfig:
     pin_share: float = 0.3
     most: float = 8.0
     objective: Literal["cross_entropy", "elbo"] = "cross_entropy"
+    shortest: int = 0
 
     def __post_init__(self) -> None:
         if self.representation not in REPRESENTATIONS:
@@ -61,6 +67,8 @@ class DnaConfig:
         for name in ("length", "width", "stacks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.shortest <= self.length:
+            raise ValueError(f"shortest must lie between 0 and the length {self.length}, got {self.shortest}")
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -182,3 +190,69 @@ def sample_tokens(
         some = cond[at : at + size] if isinstance(cond, Tensor) else cond
         made.append(to_tokens(flow.sample((size, length), steps=steps, cond=some, callback=stepped, **options)))
     return torch.cat(made)
+
+
+def load_flow(checkpoint: str | Path) -> tuple[mf.Flow, DnaConfig]:
+    """A trained flow and its configuration.
+
+    Args:
+        checkpoint: a model file, a run folder, or the name of an embedded one, with its ``dna_`` or without.
+
+    Raises:
+        FileNotFoundError: no such file, folder or name.
+        ValueError: the checkpoint is of another task.
+    """
+    flow = mf.load(checkpoint)
+    if flow.builder != "manifoldflow.tasks.dna.flow:build":
+        raise ValueError(f"{checkpoint} is no sequence flow (it was built by {flow.builder})")
+    return flow, DnaConfig(**(flow.config or {}))
+
+
+def class_name(config: DnaConfig, label: str | None) -> str | None:
+    """A class as the flow calls it; in either case where only one fits: ``CTCF`` is ``ctcf``.
+
+    Raises:
+        ValueError: the flow knows no such class; says which it knows.
+    """
+    if label is None or label in config.class_names:
+        return label
+    near = [name for name in config.class_names if name.casefold() == label.casefold()]
+    if len(near) == 1:
+        return near[0]
+    known = ", ".join(config.class_names) or "none"
+    raise ValueError(f"this flow has no class {label!r}; its classes: {known}")
+
+
+def class_number(config: DnaConfig, label: str | None, count: int) -> Tensor | None:
+    """The condition for ``count`` samples of a class.
+
+    Raises:
+        ValueError: the flow knows no such class; says which it knows.
+    """
+    name = class_name(config, label)
+    return None if name is None else torch.full((count,), config.class_names.index(name), dtype=torch.int64)
+
+
+def check_length(config: DnaConfig, length: int, what: str) -> None:
+    """Whether sequences of this length are among those that the flow was trained on.
+
+    Raises:
+        ValueError: they are not; ``what`` names them.
+    """
+    least = config.shortest or config.length
+    if not least <= length <= config.length:
+        trained = f"{config.length}" if least == config.length else f"{least} to {config.length}"
+        raise ValueError(f"{what} {length} letters, but this flow was trained on sequences of {trained}")
+
+
+def sampler(config: DnaConfig, temperature: float = 1.0) -> Any:
+    """The method of :meth:`manifoldflow.Flow.sample` that suits a representation.
+
+    Raises:
+        ValueError: a temperature for a representation that has none.
+    """
+    if config.representation in ("masking", "uniform", "autoregressive"):
+        return mf.Jumps(temperature=temperature)
+    if temperature != 1:
+        raise ValueError(f"--temperature is for masking, uniform and autoregressive, not for {config.representation}")
+    return "midpoint"

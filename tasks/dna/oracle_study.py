@@ -18,11 +18,10 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.guidance import Oracle, Particles
-from manifoldflow.tasks.dna.commands import load_flow, sampler
-from manifoldflow.tasks.dna.flow import sample_tokens
+from manifoldflow.tasks.dna.flow import load_flow, sample_tokens, sampler
 from manifoldflow.tasks.dna.metrics import diversity, jensen_shannon, kmer_spectrum
 from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, score_all
-from manifoldflow.tasks.dna.reading import load_set
+from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
 from manifoldflow.tasks.shared import find_shared, write_json
 

@@ -9,9 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from manifoldflow.tasks.dna.alphabet import allowed_letters, decode, encode
-from manifoldflow.tasks.dna.commands import class_number, sampler
-from manifoldflow.tasks.dna.flow import DnaConfig
+from manifoldflow.tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode
+from manifoldflow.tasks.dna.flow import DnaConfig, check_length, class_name, sampler
 from manifoldflow.tasks.dna.motifs import find_sites
 
 MOST = 100_000
@@ -93,7 +92,7 @@ def make_order(
         raise ValueError(f"guidance must be a finite number, got {guidance}")
     if guidance != 1 and label is None:
         raise ValueError("guidance strengthens a class: give label= too")
-    class_number(config, label, 1)
+    label = class_name(config, label)
     sampler(config, temperature)
     template = _template(config, fixed, length)
     words = tuple(_word(motif, len(template)) for motif in motifs)
@@ -110,6 +109,7 @@ def make_order(
         float(temperature),
     )
     _check_kept(order)
+    _check_share(order)
     return order
 
 
@@ -181,21 +181,34 @@ class Progress:
         self.drawn += drawn
         self.idle = 0 if kept else self.idle + 1
         if self.idle >= self.rounds and not self.is_done:
+            least, most = self.order.gc_range
+            asked, advice = [], []
+            if least > 0 or most < 1:
+                asked.append(f"a GC share of {least:g} to {most:g}")
+                advice.append("widen gc_range")
+            if sites := ", ".join(self.order.avoid_sites):
+                asked.append(f"no site {sites}")
+                advice.append("avoid fewer sites")
             raise RuntimeError(
-                f"only {self.found} of {self.drawn} sequences had a GC share in {self.order.gc_range} and none of "
-                f"{list(self.order.avoid_sites)}; widen the range, avoid less, or raise rounds="
+                f"only {self.found} of {self.drawn} sequences had {' and '.join(asked)}; {' or '.join(advice)}, ask for "
+                "another label, or try longer (rounds= in Python)"
             )
         return kept
 
 
 def _template(config: DnaConfig, fixed: str | None, length: int | None) -> str:
     size = length if length is not None else (len(fixed) if fixed is not None else config.length)
-    if not 1 <= size <= config.length:
+    if length is not None and not 1 <= size <= config.length:
         raise ValueError(f"length must lie between 1 and {config.length}, got {size}")
     if fixed is None:
         return "N" * size
     if len(fixed) != size:
-        raise ValueError(f"fixed has {len(fixed)} letters, but the sequences have {size}")
+        raise ValueError(f"fixed has {len(fixed)} letters, but the sequences have {size}; fill it up with N")
+    if length is None:
+        try:
+            check_length(config, size, "fixed has")
+        except ValueError as error:
+            raise ValueError(f"{error}; fill it up with N, or say length={size} to design such short ones") from None
     is_free = [c in "Nn" for c in fixed]
     letters = decode(encode(["".join("A" if f else c for c, f in zip(fixed, is_free, strict=True))])[0])[0]
     return "".join("N" if f else c for c, f in zip(letters, is_free, strict=True))
@@ -222,6 +235,41 @@ def _check_kept(order: Order) -> None:
         for word, _ in words:
             if bool(find_sites(word[None], site).any()):
                 raise ValueError(f"the motif {decode(word[None])[0]} holds the site {site} that is to be avoided")
+
+
+def _check_share(order: Order) -> None:
+    """Whether any sequence at all can have the GC share, with the letters that are kept and the sites that are avoided."""
+    length, (least, most) = len(order.template), order.gc_range
+    template, is_fixed, words = _pins(order)
+    template, is_fixed = template.clone(), is_fixed.clone()
+    loose = []  # without a place, so beside all others
+    for word, start in words:
+        if start is None:
+            loose.append(word)
+        else:
+            template[start : start + len(word)] = word
+            is_fixed[start : start + len(word)] = True
+    held = torch.cat([template[is_fixed], *loose])
+    count = int(((held == 1) | (held == 2)).sum())
+    free = length - len(held)
+    banned = {letter for site in order.avoid_sites if len(site) == 1 for letter in IUPAC[site]}
+    banned |= {"TGCA"["ACGT".index(letter)] for letter in banned}  # on either strand
+    if free > 0 and len(banned) == 4:
+        raise ValueError(f"avoid_sites {', '.join(order.avoid_sites)} leave no letter for the {free} free places")
+    lowest = count + (free if banned >= {"A", "T"} else 0)
+    highest = count + (0 if banned >= {"C", "G"} else free)
+    first = math.ceil((least - 1e-6) * length)
+    last = math.floor((most + 1e-6) * length)
+    if first > last:
+        raise ValueError(
+            f"gc_range {least:g} to {most:g} holds no share that {length} letters can have (the next are {last / length:.4g} and "
+            f"{first / length:.4g}); widen it"
+        )
+    if last < lowest or first > highest:
+        raise ValueError(
+            f"gc_range {least:g} to {most:g} cannot be met: with the letters to keep and the sites to avoid, the share lies "
+            f"between {lowest / length:.3g} and {highest / length:.3g}; change gc_range or what is kept"
+        )
 
 
 @lru_cache(maxsize=512)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from manifoldflow.checkpoint import data_path
 from manifoldflow.tasks.dna.motifs import Motif
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 
-NAME, ROWS = "planted", 6000
+ROWS = 6000
+"""Sequences of the embedded set."""
 
 
 @dataclass(frozen=True)

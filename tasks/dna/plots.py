@@ -9,7 +9,7 @@ from torch import Tensor
 
 from manifoldflow.tasks.dna.evaluation import PROFILE_P_VALUE
 from manifoldflow.tasks.dna.motifs import Motif, position_profile, threshold
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 
 
 def plot_profiles(made: SequenceSet, real: SequenceSet, motif: Motif, path: str | Path, *, origin: int = 0) -> Path:

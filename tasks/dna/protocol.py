@@ -18,12 +18,12 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.guidance import ClassifierFree
-from manifoldflow.tasks.dna.commands import load_flow, sampler
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier, fit_classifier, fit_flow
-from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, sample_tokens
+from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, load_flow, sample_tokens, sampler
 from manifoldflow.tasks.dna.motifs import Motif, find_motif, read_motifs
-from manifoldflow.tasks.dna.reading import SequenceSet, load_set
+from manifoldflow.tasks.dna.sequences import SequenceSet
+from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import Split, split
 from manifoldflow.tasks.shared import find_shared, write_json
 from manifoldflow.training import TrainConfig

@@ -1,83 +1,22 @@
 """Sequences from FASTA and tables, plain or gzipped, and back to FASTA."""
 
 import csv
-import gzip
-import io
-import re
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from manifoldflow.tasks.dna.alphabet import Unknown, decode, encode
-from manifoldflow.tasks.shared import find_shared
+from manifoldflow.tasks.dna.headers import Records, read_fasta
+from manifoldflow.tasks.dna.sequences import SequenceSet
+from manifoldflow.tasks.dna.tables import read_table
+from manifoldflow.tasks.dna.texts import read_text
 
-SHARED = {
-    "ctcf_pu1": "chipseq_ctcf_pu1_100.csv.gz",
-    "promoters": "promoters_251.csv.gz",
-    "tata_promoters": "tata_promoters_300.csv.gz",
-    "ecoli": "ecoli_promoters_81.csv.gz",
-    "enhancers": "enhancers_200.csv.gz",
-}
-"""Sets of the shared data folder by name."""
-
-
-@dataclass(frozen=True, eq=False)
-class SequenceSet:
-    """Sequences and what is known of them.
-
-    Attributes:
-        names: one per sequence.
-        tokens: ``(N, L)`` int64, 0 at padding.
-        mask: bool ``(N, L)``, real positions.
-        labels: class numbers ``(N,)``, or None.
-        classes: their names.
-        dropped: sequences left out for codes of several letters.
-    """
-
-    names: list[str]
-    tokens: Tensor
-    mask: Tensor
-    labels: Tensor | None
-    classes: tuple[str, ...]
-    dropped: int
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def rows(self, at: Tensor) -> "SequenceSet":
-        """Some of the sequences."""
-        labels = None if self.labels is None else self.labels[at]
-        return replace(
-            self, names=[self.names[i] for i in at.tolist()], tokens=self.tokens[at], mask=self.mask[at], labels=labels
-        )
-
-
-def load_set(
-    name: str, *, unknown: Unknown = "drop", species: str | None = None, data_folder: str | Path | None = None
-) -> SequenceSet:
-    """A shared set by name, the embedded one, or a file.
-
-    Args:
-        name: one of :data:`SHARED`, "planted" (generated, part of this package), or the path of a FASTA, CSV or TSV file.
-        unknown: as for :func:`manifoldflow.tasks.dna.alphabet.encode`.
-        species: keep only these rows, where the set has a column ``species``.
-        data_folder: folder with ``dna/``; see :func:`manifoldflow.tasks.shared.find_shared`.
-    """
-    if name == "planted":
-        from manifoldflow.tasks.dna.planted import load_planted
-
-        return load_planted()
-    if name in SHARED:
-        return read_sequences(find_shared(f"dna/{SHARED[name]}", data_folder), unknown=unknown, species=species)
-    if not Path(name).exists():
-        raise FileNotFoundError(f"no set and no file {name!r}; the sets are {', '.join(SHARED)}, planted")
-    return read_sequences(name, unknown=unknown, species=species)
+__all__ = ["SequenceSet", "read_sequences", "write_fasta"]
 
 
 def read_sequences(
@@ -89,14 +28,18 @@ def read_sequences(
     species: str | None = None,
     seed: int = 0,
 ) -> SequenceSet:
-    """Read FASTA, CSV or TSV, also gzipped; which one is told by the content.
+    """Read FASTA or a table, also gzipped; which one is told by the content. The set's ``note`` says what was taken.
 
-    FASTA: the name is the first word of a header, the class ``label=...`` in it, or its second word. Tables need a header; the
-    column is found by its name (sequence, seq), that of the classes too (label, class).
+    FASTA: the name is the first word of a header, the class ``label=...`` or ``class=...`` in it, or its second word where
+    the second words are classes (:func:`manifoldflow.tasks.dna.headers.are_classes`). Tables: commas, tabs, semicolons, bars
+    or spaces between the columns; that of the sequences is found by its name (sequence, seq) or its letters, that of the
+    classes by its name (label, class, tag).
 
     Args:
         path: of the file.
-        column, label_column: of a table, if they have other names.
+        column: of the sequences in a table, by name or by number from 1.
+        label_column: where the classes are: a column of a table, a key in the headers of FASTA (``gene`` for ``gene=G0``),
+            "word2" for their second words, or "none" for no classes.
         unknown: what to do with codes for several letters, see :func:`manifoldflow.tasks.dna.alphabet.encode`.
         species: keep only rows with this value in the column ``species``.
         seed: of the draws of ``unknown="random"``.
@@ -104,27 +47,27 @@ def read_sequences(
     Raises:
         FileNotFoundError: no such file.
         ValueError: columns asked of a FASTA file, no sequences, no such column, or a letter that is no code; says where.
+
+    Warns:
+        UserWarning: names that occur more than once; labels that were left out because they are no classes.
     """
     path = Path(path)
-    text = _text_of(path)
+    text = read_text(path)
     if not text.strip():
         raise ValueError(f"{path} is empty")
-    if text.lstrip().startswith(">"):
-        for option, value in (("column", column), ("label_column", label_column), ("species", species)):
-            if value is not None:
-                raise ValueError(f"{path} is FASTA, which has no columns; leave {option}={value!r} out")
-        names, sequences, labels = _read_fasta(path, text)
-    else:
-        try:
-            names, sequences, labels = _read_table(path, text, column, label_column, species)
-        except csv.Error as error:
-            raise ValueError(f"{path} is no whole table: {error}; long sequences are better kept as FASTA") from None
-    if not sequences:
+    try:
+        records = _records(path, text, column, label_column, species)
+    except csv.Error as error:
+        raise ValueError(f"{path} is no whole table: {error}; long sequences are better kept as FASTA") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    names, labels = records.names, records.labels
+    if not records.sequences:
         raise ValueError(f"{path} holds no sequences")
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         warnings.warn(f"{path}: {len(repeated)} names occur more than once, first {repeated[0]!r}", stacklevel=2)
     try:
-        tokens, mask, kept = encode(sequences, unknown=unknown, generator=torch.Generator().manual_seed(seed))
+        tokens, mask, kept = encode(records.sequences, unknown=unknown, generator=torch.Generator().manual_seed(seed))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if len(kept) == 0:
@@ -137,76 +80,16 @@ def read_sequences(
             raise ValueError(f"{path}: {len(missing)} sequences have no class, first {names[int(kept[missing[0]])]!r}")
         numbers = torch.tensor([classes.index(label) for label in chosen])
     kept_names = [names[i] for i in kept.tolist()]
-    return SequenceSet(kept_names, tokens, mask, numbers, classes, len(sequences) - len(kept))
+    return SequenceSet(kept_names, tokens, mask, numbers, classes, len(names) - len(kept), records.note)
 
 
-def _text_of(path: Path) -> str:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    raw = path.read_bytes()
-    try:
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        return raw.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is neither text nor a whole gzip file: {error}") from None
-
-
-def _read_fasta(path: Path, text: str) -> tuple[list[str], list[str], list[str]]:
-    names, sequences, labels = [], [], []
-    for number, record in enumerate(text.lstrip()[1:].split("\n>")):
-        header, _, body = record.partition("\n")
-        sequence = "".join(body.split()).rstrip("*")
-        words = header.split()
-        if not sequence:
-            raise ValueError(f"{path}: record {number + 1} ({header.strip()[:40]!r}) holds no sequence")
-        found = re.search(r"\blabel=(\S+)", header)
-        names.append(words[0] if words else str(number))
-        sequences.append(sequence)
-        labels.append(found.group(1) if found else (words[1] if len(words) == 2 else ""))
-    if not all(labels):  # a second word here and there is a description, not a class
-        labels = [""] * len(labels)
-    return names, sequences, labels
-
-
-def _read_table(
-    path: Path, text: str, column: str | None, label_column: str | None, species: str | None
-) -> tuple[list[str], list[str], list[str]]:
-    header = text.split("\n", 1)[0]
-    delimiter = "\t" if header.count("\t") > header.count(",") else ","
-    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    there = [name.strip() for name in reader.fieldnames or []]
-    reader.fieldnames = there
-
-    def find(wanted: str | None, usual: Sequence[str], what: str, must: bool) -> str | None:
-        if wanted is not None:
-            if wanted not in there:
-                raise ValueError(f"{path} has no column {wanted!r}; it has {', '.join(there)}")
-            return wanted
-        for name in there:
-            if name.lower() in usual:
-                return name
-        if must:
-            raise ValueError(f"{path} has no column of {what} ({' or '.join(usual)}); it has {', '.join(there)}")
-        return None
-
-    letters = find(column, ("sequence", "seq"), "sequences", True)
-    label = find(label_column, ("label", "class"), "classes", False)
-    name = find(None, ("id", "name"), "names", False)
-    if species is not None and "species" not in there:
-        raise ValueError(f"{path} has no column 'species'; it has {', '.join(there)}")
-    names, sequences, labels = [], [], []
-    for number, row in enumerate(reader):
-        if species is not None and row["species"] != species:
-            continue
-        value = (row[letters] or "").strip()  # type: ignore[index]
-        if not value:
-            raise ValueError(f"{path}, row {number + 2}: no sequence")
-        names.append(row[name] if name and row[name] else str(number))
-        sequences.append(value)
-        labels.append((row[label] or "").strip() if label else "")
-    if species is not None and not sequences:
-        raise ValueError(f"{path} has no rows of species {species!r}")
-    return names, sequences, labels
+def _records(path: Path, text: str, column: str | None, label_column: str | None, species: str | None) -> Records:
+    if not text.lstrip().startswith(">"):
+        return read_table(text, column, label_column, species)
+    for option, value in (("column", column), ("species", species)):
+        if value is not None:
+            raise ValueError(f"this is FASTA, which has no columns; leave {option}={value!r} out")
+    return read_fasta(text, label_column)
 
 
 def write_fasta(
@@ -234,3 +117,10 @@ def write_fasta(
     finally:
         fresh.unlink(missing_ok=True)
     return path
+
+
+def __getattr__(name: str) -> object:
+    if name in ("load_set", "SHARED"):  # the place before version 0.2
+        warnings.warn(f"{name} is now in manifoldflow.tasks.dna.sets", FutureWarning, stacklevel=2)
+        return getattr(import_module("manifoldflow.tasks.dna.sets"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

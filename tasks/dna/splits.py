@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.tasks.dna.alphabet import reverse_complement
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 
 SHARES = (0.8, 0.1)
 """For training and validation; the rest is for testing."""

@@ -4,7 +4,7 @@ import gzip
 import zlib
 from pathlib import Path
 
-MOST = 2**31
+MOST = 2**30
 """Bytes that a gzip file may unpack to: more is a mistake, or made to fill the memory."""
 
 

@@ -77,7 +77,20 @@ def test_scores_are_bounds_per_letter():
         ({"guidance": 2.0}, "give label="),
         ({"length": 31}, "between 1 and 30"),
         ({"fixed": "ACGT", "length": 10}, "fixed has 4"),
-        ({"fixed": "ACXT"}, "no letter of DNA"),
+        ({"fixed": "ACX" + 27 * "N"}, "no letter of DNA"),
+        (
+            {"fixed": "ACGTNNNNACGT"},
+            r"fixed has 12 letters, but this flow was trained on sequences of 30; .* length=12",
+        ),
+        (
+            {"gc_range": (0.34, 0.36)},
+            r"gc_range 0.34 to 0.36 holds no share that 30 letters can have .*0.3333 and 0.3667",
+        ),
+        ({"fixed": 20 * "G" + 10 * "N", "gc_range": (0.1, 0.3)}, r"lies between 0.667 and 1; change gc_range"),
+        ({"fixed": 20 * "A" + 10 * "N", "motifs": ["TATAT"], "gc_range": (0.2, 0.3)}, r"lies between 0 and 0.167"),
+        ({"motifs": ["TTTTT", ("AAAAAAAAAA", 2)], "gc_range": (0.6, 1.0)}, r"lies between 0 and 0.5"),
+        ({"avoid_sites": ["S"], "gc_range": (0.3, 0.5)}, r"lies between 0 and 0"),
+        ({"avoid_sites": ["N"]}, r"leave no letter for the 30 free places"),
         ({"motifs": [("ACGT", 28)]}, "does not fit"),
         ({"motifs": [""]}, "is empty"),
         ({"motifs": ["ACGTACGTACGTACGT", "ACGTACGTACGTACGT"]}, "finds no room"),
@@ -93,10 +106,36 @@ def test_what_cannot_be_met_is_named(options, words):
         designer().design(**({"n": 2, "steps": 2} | options))
 
 
-def test_giving_up_says_how_many_passed():
-    with pytest.raises(RuntimeError, match="only 0 of"):
+def test_giving_up_says_how_many_passed_of_what_and_what_to_do():
+    with pytest.raises(
+        RuntimeError, match=r"only 0 of \d+ sequences had a GC share of 1 to 1; widen gc_range, ask for"
+    ):
         designer().design(2, gc_range=(1.0, 1.0), steps=2, rounds=2)
+    with pytest.raises(RuntimeError, match=r"had no site AW, CS; avoid fewer sites, ask for"):
+        designer().design(2, avoid_sites=["aw", "CS"], steps=2, rounds=2)
     with pytest.raises(ValueError, match="no bound"):
         designer("dirichlet").score(["ACGT"])
-    with pytest.raises(ValueError, match="one length"):
+    with pytest.raises(ValueError, match="one length, these have 2 to 4"):
         designer().score(["ACGT", "AC"])
+    with pytest.raises(ValueError, match="to score have 10 letters, but this flow was trained on sequences of 30"):
+        designer().score(["ACGTACGTAC"])
+
+
+def test_a_flow_of_several_lengths_takes_each_of_them():
+    config = DnaConfig(length=30, shortest=12, width=16, kernel=5)
+    one = SequenceDesigner(build(config), config)
+    assert len(one.design(1, fixed="ACGT" + 8 * "N", steps=2)[0].sequence) == 12
+    assert len(one.score([12 * "A"], samples=2)) == 1
+    with pytest.raises(ValueError, match="trained on sequences of 12 to 30"):
+        one.score([11 * "A"])
+    assert len(designer().design(1, fixed="ACGT" + 8 * "N", length=12, steps=2)[0].sequence) == 12  # said aloud
+
+
+def test_classes_are_known_in_either_case():
+    config = DnaConfig(length=30, classes="ctcf,pu1,Pu1", width=16, kernel=5)
+    one = SequenceDesigner(build(config), config)
+    assert one.design(1, label="CTCF", steps=2)[0].label == "ctcf"
+    assert one.score([30 * "A"], label="CtCf", samples=2) == one.score([30 * "A"], label="ctcf", samples=2)
+    with pytest.raises(ValueError, match="no class 'PU1'; its classes: ctcf, pu1, Pu1"):  # which of the two?
+        one.design(1, label="PU1", steps=2)
+    assert one.design(1, label="Pu1", steps=2)[0].label == "Pu1"

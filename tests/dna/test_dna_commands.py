@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+import manifoldflow as mf
 from manifoldflow.cli import main
 from manifoldflow.tasks.dna.alphabet import decode, encode, reverse_complement
 from manifoldflow.tasks.dna.commands import evaluate, sample, train
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.flow import DnaConfig
-from manifoldflow.tasks.dna.reading import load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
+from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
 from manifoldflow.training import TrainConfig
 
@@ -81,7 +83,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 
 def test_splits_keep_strands_together():
     generator = torch.Generator().manual_seed(0)
-    from manifoldflow.tasks.dna.reading import SequenceSet
+    from manifoldflow.tasks.dna.sequences import SequenceSet
 
     tokens = torch.randint(4, (200, 12), generator=generator)
     tokens[100:150] = tokens[:50]
@@ -139,3 +141,39 @@ def test_the_profile_of_a_motif_is_drawn_for_every_class(tmp_path):
     plot(str(tmp_path / "made.fasta"), "planted", str(motifs), "M1", out=str(tmp_path / "deep" / "picture.png"))
     picture = imread(tmp_path / "deep" / "picture.png")[..., :3]
     assert picture.std() > 0.05 and len(list((tmp_path / "deep").iterdir())) == 1
+
+
+def test_classes_come_from_the_column_that_is_named(tmp_path, capsys):
+    path = tmp_path / "tag.tsv"
+    tokens = torch.randint(4, (40, 12), generator=torch.Generator().manual_seed(0))
+    path.write_text("seq\tcell\n" + "".join(f"{s}\t{'KH'[i % 2]}\n" for i, s in enumerate(decode(tokens))))
+    tiny = [
+        "--training.max_steps",
+        "2",
+        "--training.validate_every",
+        "2",
+        "--model.width",
+        "8",
+        "--training.progress=false",
+    ]
+    run = str(tmp_path / "run")
+    assert main(["train", "dna", "--data", str(path), "--out", run, "--label_column", "cell", *tiny]) == 0
+    said = capsys.readouterr().out
+    assert "classes H, K" in said and "classes from the column cell" in said
+    assert mf.load(run).config["classes"] == "H,K"
+    made = str(tmp_path / "made.fa")
+    assert (
+        main(["sample", "dna", "--checkpoint", run, "--num", "3", "--steps", "2", "--label", "h", "--out", made]) == 0
+    )
+    assert read_sequences(made, label_column="label").classes == ("H",)
+
+
+@pytest.mark.parametrize("name", [[], ["--checkpoint", "dna_ctcf_pu1"], ["--checkpoint", "ctcf_pu1"]])
+def test_the_embedded_flow_has_one_name_with_its_task_or_without(tmp_path, name):
+    made = str(tmp_path / "made.fa")
+    assert main(["sample", "dna", *name, "--num", "2", "--steps", "2", "--label", "CTCF", "--out", made]) == 0
+    assert read_sequences(made).classes == ("ctcf",) and read_sequences(made).tokens.shape == (2, 100)
+    assert (tmp_path / "made.fa").read_text() == FIRST.setdefault("made", (tmp_path / "made.fa").read_text())
+
+
+FIRST: dict[str, str] = {}

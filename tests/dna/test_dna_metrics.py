@@ -24,7 +24,7 @@ from manifoldflow.tasks.dna.metrics import (
     nearest_edit_distance,
 )
 from manifoldflow.tasks.dna.motifs import Motif
-from manifoldflow.tasks.dna.reading import SequenceSet
+from manifoldflow.tasks.dna.sequences import SequenceSet
 
 
 def random_sequences(count, length, seed=0):

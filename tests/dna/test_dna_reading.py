@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from manifoldflow.tasks.dna.alphabet import IUPAC, allowed_letters, decode, encode, reverse_complement
-from manifoldflow.tasks.dna.reading import SequenceSet, load_set, read_sequences, write_fasta
+from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
+from manifoldflow.tasks.dna.sequences import SequenceSet
+from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
 from testkit.shared import needs_shared_data
 
@@ -168,3 +170,113 @@ def test_shared_sets(name, count, length, classes):
     assert len(made) + made.dropped == count and made.tokens.shape[1] == length
     assert classes is None or made.classes == classes
     assert made.dropped < 0.02 * count
+
+
+def fasta(path, headers, length=30):
+    tokens = torch.randint(4, (len(headers), length), generator=torch.Generator().manual_seed(0))
+    path.write_text("".join(f">{h}\n{s}\n" for h, s in zip(headers, decode(tokens), strict=True)))
+    return path
+
+
+NUMBERS = range(12)
+HEADERS = {
+    "names only": ([f"s{i}" for i in NUMBERS], ()),
+    "peaks": ([f"chr1_{i}01-{i}60:+ peak_{i}" for i in NUMBERS], ()),
+    "genes": ([f"ENST{i} gene=G{i // 4}" for i in NUMBERS], ()),
+    "chromosomes": ([f"peak{i} chr{i % 2}" for i in NUMBERS], ()),
+    "intervals": ([f"peak{i} chr1:{i % 2}-60(+)" for i in NUMBERS], ()),
+    "strands": ([f"peak{i} {'+-'[i % 2]}" for i in NUMBERS], ()),
+    "lengths": ([f"peak{i} len={i % 2}" for i in NUMBERS], ()),
+    "numbers": ([f"peak{i} {i % 2}.5" for i in NUMBERS], ()),
+    "one word for all": ([f"s{i} human" for i in NUMBERS], ()),
+    "a class of one": ([f"s{i} {'ab'[i % 2] if i else 'c'}" for i in NUMBERS], ()),
+    "descriptions": ([f"s{i} some {'ab'[i % 2]}" for i in NUMBERS], ()),
+    "too many": ([f"s{i} {'abcdef'[i % 6]}" for i in NUMBERS], ()),
+    "another label each": ([f"s{i} label=L{i}" for i in NUMBERS], ()),
+    "second words": ([f"s{i} {'ab'[i % 2]}" for i in NUMBERS], ("a", "b")),
+    "label=": ([f"s{i} some words label={'ab'[i % 2]} more" for i in NUMBERS], ("a", "b")),
+    "class=": ([f"s{i} class={'ab'[i % 2]}" for i in NUMBERS], ("a", "b")),
+    "label of one sequence": (["s0 label=a", "s1 label=b"], ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_hold_classes_only_where_they_are_classes(tmp_path, kind):
+    headers, classes = HEADERS[kind]
+    made = read_sequences(fasta(tmp_path / "a.fa", headers))
+    assert made.classes == classes and (made.labels is None) == (not classes)
+    assert ("classes from" in made.note) == bool(classes)
+    assert made.names == [h.split()[0] for h in headers]
+    assert read_sequences(tmp_path / "a.fa", label_column="none").classes == ()
+
+
+def test_headers_give_the_classes_that_are_asked_for(tmp_path):
+    path = fasta(tmp_path / "a.fa", [f"s{i} gene=G{i % 3} cell:{'xy'[i % 2]} +" for i in NUMBERS])
+    assert read_sequences(path, label_column="gene").classes == ("G0", "G1", "G2")
+    made = read_sequences(path, label_column="cell")
+    assert made.classes == ("x", "y") and made.labels[:3].tolist() == [0, 1, 0] and "cell" in made.note
+    assert len(read_sequences(path, label_column="word2").classes) == 3
+    with pytest.raises(ValueError, match=r"a\.fa: 12 headers have no 'tissue', first 's0'"):
+        read_sequences(path, label_column="tissue")
+    fasta(path, ["s0 label=a", "s1"])
+    with pytest.raises(ValueError, match="1 headers have no label=, first 's1'"):
+        read_sequences(path)
+
+
+ROWS = [
+    ("chr1", "1", "60", "p1", "ACGTA", "x"),
+    ("chr1", "70", "90", "p2", "GGGTA", "y"),
+    ("chr2", "1", "5", "p3", "ACGNA", "x"),
+]
+NAMES = ("chrom", "start", "end", "name", "sequence", "TAG")
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";", "|", " "])
+@pytest.mark.parametrize("head", ["", "#", None])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_tables_part_their_columns_by_anything(tmp_path, delimiter, head, end):
+    lines = [delimiter.join(row) for row in ([] if head is None else [NAMES]) + ROWS]
+    (tmp_path / "a.txt").write_bytes((("" if head is None else head) + end.join(lines) + end).encode())
+    label = "TAG" if head is not None else "6"
+    made = read_sequences(tmp_path / "a.txt", label_column=label, unknown="drop")
+    assert decode(made.tokens, made.mask) == ["ACGTA", "GGGTA"] and made.classes == ("x", "y") and made.dropped == 1
+    assert made.names == ["p1", "p2"]
+    assert "classes from the column" in made.note
+
+
+def test_columns_are_found_by_their_names(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("chr\tsequence\tTAG\nchr1\tACGT\tK562_ENC\nchr1\tACGA\thESC_ENC\n")
+    assert read_sequences(path).classes == ("K562_ENC", "hESC_ENC") and "column TAG" in read_sequences(path).note
+    assert read_sequences(path, label_column="chr").classes == ("chr1",)
+    assert read_sequences(path, label_column="tag").classes == ("K562_ENC", "hESC_ENC")
+    made = read_sequences(path, label_column="none")
+    assert made.classes == () and "the columns are chr, sequence, TAG" in made.note
+    with pytest.raises(ValueError, match="no column 'cell'; it has chr, sequence, TAG"):
+        read_sequences(path, label_column="cell")
+    path.write_text("peak;letters;score\na;ACGTACG;0,5\nb;GGGTACG;0,7\n")  # decimal commas, no usual name
+    made = read_sequences(path)
+    assert decode(made.tokens) == ["ACGTACG", "GGGTACG"] and "sequences from the column letters" in made.note
+    path.write_text('id,description,sequence\na,"one, two",ACGT\nb,"three, four, five",TTTT\n')
+    assert decode(read_sequences(path).tokens) == ["ACGT", "TTTT"]
+    path.write_text("ACGT\nTTTT\n")
+    assert decode(read_sequences(path).tokens) == ["ACGT", "TTTT"]
+    path.write_text("sequence,label\n" + "".join(f"ACGT,L{i}\n" for i in range(12)))
+    made = read_sequences(path)
+    assert made.classes == () and "differs in every row" in made.note
+
+
+def test_what_is_unpacked_is_bounded(tmp_path, monkeypatch):
+    from manifoldflow.tasks.dna.texts import read_text
+
+    (tmp_path / "a.fa.gz").write_bytes(gzip.compress(b">a\n" + b"A" * 100_000))
+    with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
+        read_text(tmp_path / "a.fa.gz", most=1000)
+
+
+def test_a_name_of_before_still_works():
+    with pytest.warns(FutureWarning, match=r"now in manifoldflow\.tasks\.dna\.sets"):
+        from manifoldflow.tasks.dna.reading import load_set as old
+    assert old is load_set
+    with pytest.raises(ValueError, match="'planted' has no columns; leave species='mouse' out"):
+        load_set("planted", species="mouse")

@@ -19,7 +19,7 @@ from manifoldflow.tasks.dna.motifs import (
     score_all,
     threshold,
 )
-from manifoldflow.tasks.dna.reading import load_set
+from manifoldflow.tasks.dna.sets import load_set
 from testkit.shared import SHARED_DATA, needs_shared_data
 
 

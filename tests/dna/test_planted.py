@@ -7,7 +7,7 @@ import torch
 
 from manifoldflow.tasks.dna.motifs import Motif, find_motif, hit_rate, threshold
 from manifoldflow.tasks.dna.planted import LAWS, Plant, PlantedLaw, load_planted, make_set
-from manifoldflow.tasks.dna.reading import load_set
+from manifoldflow.tasks.dna.sets import load_set
 
 
 def small_law():
