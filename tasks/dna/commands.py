@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from rich.progress import Progress
 
+from manifoldflow.files import write_json
 from manifoldflow.guidance import ClassifierFree
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.fitting import fit_flow
@@ -26,7 +27,6 @@ from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
 from manifoldflow.tasks.dna.serving.commands import serve
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
-from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
 
 TRAINING = TrainConfig(

@@ -4,6 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from manifoldflow.files import open_text
 
 NO_CLASSES = "none"
 """As ``label_column``: take no classes, whatever the file holds."""
@@ -31,6 +34,24 @@ class Records:
     sequences: list[str]
     labels: list[str]
     note: str = ""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, plain or gzipped; lines end as they do on Unix, whatever wrote it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no text, or no whole gzip file.
+    """
+    try:
+        with open_text(path) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file {path}") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path} is a folder, expected a file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {error}") from None
 
 
 def read_fasta(text: str, label_column: str | None = None) -> Records:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from manifoldflow.tasks.dna.alphabet import IUPAC, LETTERS
+from manifoldflow.tasks.dna.headers import read_text
 from manifoldflow.tasks.dna.layouts import Block, Row, columns_of, disagreements, matrix_of, row_of
 from manifoldflow.tasks.dna.matrices import SITES, Motif
-from manifoldflow.tasks.dna.texts import read_text
 
 TEXTS = "JASPAR, MEME, TRANSFAC, HOMER, cluster-buster, CIS-BP, UniPROBE, ENCODE, or matrices with four rows or four columns"
 OTHERS = "XML of MEME, XMS, AlignACE, aligned sites"

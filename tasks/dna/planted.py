@@ -4,7 +4,6 @@ The embedded set, ``data/dna/planted.npz``, is for tests, demos and first steps 
 ``python -m manifoldflow.tasks.dna.planted``; the numbers are the same every time.
 """
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.checkpoint import data_path
+from manifoldflow.files import atomic
 from manifoldflow.tasks.dna.motifs import Motif
 from manifoldflow.tasks.dna.sequences import SequenceSet
 
@@ -146,10 +146,8 @@ def main() -> None:
     quads = tokens.numpy().astype(np.uint8).reshape(len(tokens), -1, 4)
     packed = quads[..., 0] << 6 | quads[..., 1] << 4 | quads[..., 2] << 2 | quads[..., 3]
     path = data_path("dna/planted.npz")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(".planted.new.npz")
-    np.savez_compressed(fresh, letters=packed, labels=labels.numpy().astype(np.uint8))
-    os.replace(fresh, path)
+    with atomic(path) as fresh:
+        np.savez_compressed(fresh, letters=packed, labels=labels.numpy().astype(np.uint8))
     for number, (name, law) in enumerate(LAWS.items()):
         entropy = -law.log_prob(tokens[labels == number]).mean()
         print(f"{name}: {int((labels == number).sum())} sequences of {law.length}, {float(entropy):.3f} nats each")

@@ -1,12 +1,12 @@
 """Pictures of where motifs lie in sequences, and of letters place by place."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from manifoldflow.files import atomic
 from manifoldflow.tasks.dna.evaluation import PROFILE_P_VALUE
 from manifoldflow.tasks.dna.motifs import Motif, position_profile, threshold
 from manifoldflow.tasks.dna.sequences import SequenceSet
@@ -66,8 +66,6 @@ def _rows(labels: Tensor, number: int) -> Tensor:
 
 def _save(figure: Any, path: Path) -> Path:
     """The picture, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".new-{path.name}")
-    figure.savefig(fresh, dpi=130)
-    os.replace(fresh, path)
+    with atomic(path) as fresh:
+        figure.savefig(fresh, dpi=130)
     return path

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import manifoldflow as mf
+from manifoldflow.files import write_json
 from manifoldflow.guidance import ClassifierFree
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier, fit_classifier, fit_flow
@@ -25,7 +26,7 @@ from manifoldflow.tasks.dna.motifs import Motif, find_motif, read_motifs
 from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import Split, split
-from manifoldflow.tasks.shared import find_shared, write_json
+from manifoldflow.tasks.shared import find_shared
 from manifoldflow.training import TrainConfig
 
 DEFAULT = [name for name in REPRESENTATIONS if name != "linear"]

@@ -4,17 +4,16 @@ import csv
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from manifoldflow.files import write_text
 from manifoldflow.tasks.dna.alphabet import Unknown, decode, encode
-from manifoldflow.tasks.dna.headers import Records, read_fasta
+from manifoldflow.tasks.dna.headers import Records, read_fasta, read_text
 from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.tables import read_table
-from manifoldflow.tasks.dna.texts import read_text
 
 __all__ = ["SequenceSet", "read_sequences", "write_fasta"]
 
@@ -100,8 +99,6 @@ def write_fasta(
     Raises:
         ValueError: a name that is empty or spans lines, an empty sequence, or as many names as there are not sequences.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sequences = decode(tokens, mask)
     titles = names if names is not None else [f"sample_{i:05d}" for i in range(len(sequences))]
     if len(titles) != len(sequences):
@@ -110,17 +107,4 @@ def write_fasta(
         raise ValueError(f"a name in FASTA is one line that is not empty, got {bad[0]!r}")
     if "" in sequences:
         raise ValueError(f"sequence {sequences.index('')} is empty")
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        fresh.write_text("".join(f">{title}\n{letters}\n" for title, letters in zip(titles, sequences, strict=True)))
-        fresh.replace(path)
-    finally:
-        fresh.unlink(missing_ok=True)
-    return path
-
-
-def __getattr__(name: str) -> object:
-    if name in ("load_set", "SHARED"):  # the place before version 0.2
-        warnings.warn(f"{name} is now in manifoldflow.tasks.dna.sets", FutureWarning, stacklevel=2)
-        return getattr(import_module("manifoldflow.tasks.dna.sets"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return write_text(path, "".join(f">{title}\n{letters}\n" for title, letters in zip(titles, sequences, strict=True)))

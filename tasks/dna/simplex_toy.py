@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
+from manifoldflow.files import write_json
 
 POSITIONS = 4
 MODELS = ("dirichlet", "fisher_rao", "masking", "uniform", "linear")
@@ -178,9 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows[key] = run(kind, k, seed, a.steps, a.batch, a.samples, a.most)
                 print(key, {n: f"{v:.3g}" for n, v in rows[key].items()}, flush=True)
                 if a.out:
-                    fresh = a.out.with_suffix(".new")
-                    fresh.write_text(json.dumps(rows, indent=1))
-                    fresh.replace(a.out)
+                    write_json(a.out, rows)
     print(table(rows))
 
 

@@ -8,7 +8,6 @@ beat on average.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
+from manifoldflow.files import atomic, write_json
 
 SIDE, FIELDS = 128, 4
 ENTROPY = math.log(SIDE * SIDE / 2)
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows[kind], drawn[kind] = run(kind, a.steps, a.batch, a.samples, a.seed)
         print(kind, {k: f"{v:.4g}" for k, v in rows[kind].items()}, flush=True)
     if a.out:
-        a.out.write_text(json.dumps(rows, indent=1))
+        write_json(a.out, rows)
     if a.plot:
         import matplotlib.pyplot as plt
 
@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             axis.set(
                 title=f"{kind}: {rows[kind]['off_support']:.2%} off the board", xticks=[], yticks=[], aspect="equal"
             )
-        figure.savefig(a.plot, dpi=150, bbox_inches="tight")
+        with atomic(a.plot) as fresh:
+            figure.savefig(fresh, dpi=150, bbox_inches="tight")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Letters, files and the other strand."""
 
 import gzip
+from pathlib import Path
 
 import pytest
 import torch
@@ -266,17 +267,11 @@ def test_columns_are_found_by_their_names(tmp_path):
     assert made.classes == () and "differs in every row" in made.note
 
 
-def test_what_is_unpacked_is_bounded(tmp_path, monkeypatch):
-    from manifoldflow.tasks.dna.texts import read_text
-
-    (tmp_path / "a.fa.gz").write_bytes(gzip.compress(b">a\n" + b"A" * 100_000))
-    with pytest.raises(ValueError, match="unpacks to more than 1,000 bytes"):
-        read_text(tmp_path / "a.fa.gz", most=1000)
-
-
-def test_a_name_of_before_still_works():
-    with pytest.warns(FutureWarning, match=r"now in manifoldflow\.tasks\.dna\.sets"):
-        from manifoldflow.tasks.dna.reading import load_set as old
-    assert old is load_set
+def test_what_cannot_be_asked_of_a_set_or_written_is_said(tmp_path):
     with pytest.raises(ValueError, match="'planted' has no columns; leave species='mouse' out"):
         load_set("planted", species="mouse")
+    with pytest.raises(OSError, match="No space left"):
+        write_fasta("/dev/full", torch.zeros(1, 4, dtype=torch.int64))
+    assert not Path("/dev/full").is_file()
+    with pytest.raises(ValueError, match="is a folder, expected a file"):
+        read_sequences(tmp_path)
