@@ -98,7 +98,7 @@ def _distinct(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[st
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """The configuration and training facts of a checkpoint, without its weights."""
-    path = _locate(path)
+    path = find_checkpoint(path)
     with _open(path) as file:
         metadata = file.metadata() or {}
     written = metadata.get("format", "")
@@ -141,7 +141,7 @@ def load(path: str | Path, *, device: torch.device | str | None = None, into: nn
         FileNotFoundError: no such file or name.
         ValueError: the file is damaged, of another format, or does not match the flow.
     """
-    path = _locate(path)
+    path = find_checkpoint(path)
     metadata = read_metadata(path)
     version = metadata["version"]
     flow = _built(metadata, path) if into is None else into
@@ -249,8 +249,12 @@ def _short(value: Any, most: int = 300) -> str:
     return text if len(text) <= most else text[:most] + " ..."
 
 
-def _locate(path: str | Path) -> Path:
-    """The file that is meant: a file, the model of a run folder, or an embedded one by its name, with its task or without."""
+def find_checkpoint(path: str | Path) -> Path:
+    """The file that is meant: a file, the model of a run folder, or an embedded one by its name, with its task or without.
+
+    Raises:
+        FileNotFoundError: none of them; says which names there are.
+    """
     given = Path(path)
     if given.is_file():
         return given

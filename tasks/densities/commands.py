@@ -1,10 +1,5 @@
 """The commands of the density task: what ``manifoldflow train|evaluate|sample|plot densities`` runs."""
 
-import csv
-import math
-import os
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +8,18 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
-from manifoldflow.checkpoint import read_metadata
+from manifoldflow.tasks.common.files import atomic, write_csv
+from manifoldflow.tasks.common.plots import save_figure
+from manifoldflow.tasks.common.runs import command_line, load_model, run_folder, source_of
+from manifoldflow.tasks.common.splits import Split
+from manifoldflow.tasks.common.tables import plural
 from manifoldflow.tasks.densities.data import DataSet, load_data
-from manifoldflow.tasks.densities.fitting import baselines, fit_density, flow_score
+from manifoldflow.tasks.densities.fitting import TRAINING, fit_density
 from manifoldflow.tasks.densities.flow import DensityConfig
+from manifoldflow.tasks.densities.scores import print_scores
 from manifoldflow.tasks.densities.spaces import name_of, to_table
-from manifoldflow.tasks.densities.splits import Split, SplitKind, seen_share, split
-from manifoldflow.tasks.shared import write_json
+from manifoldflow.tasks.densities.splits import SplitKind, split
 from manifoldflow.training import TrainConfig
-
-TRAINING = TrainConfig(
-    max_steps=5000, schedule="cosine", warmup_steps=100, validate_every=1000, checkpoint_every=1000, log_every=100
-)
-"""Two to five minutes on one core."""
 
 
 def train(
@@ -80,14 +74,14 @@ def train(
     loaded, parts = _load(source | {"split": split_by, "split_seed": split_seed}, data_folder)
     if len(parts.train) < 2:
         raise ValueError(f"{loaded.name}: {len(parts.train)} training rows are too few")
-    folder = Path(out or f"runs/densities/{_file_name(loaded.name)}")
+    folder = Path(out) if out else run_folder("densities", loaded.name)
     facts = {
-        "command": "manifoldflow " + " ".join(sys.argv[1:]),
+        "command": command_line(),
         "source": source | {"split": split_by, "split_seed": split_seed},
         "rows": [len(part) for part in parts],
     }
     flow = fit_density(loaded, parts, model, training, folder, batch_size=batch_size, resume=resume, facts=facts)
-    _print_scores(flow, loaded, parts, evaluation_steps, folder / "scores.json")
+    print_scores(flow, loaded, parts, evaluation_steps, folder / "scores.json")
     model_file = folder / "model.safetensors"
     print(f"wrote {model_file}; try: manifoldflow plot densities --checkpoint {model_file} --out density.png")
 
@@ -114,14 +108,13 @@ def evaluate(
     """
     if steps < 2 or mass < 0:
         raise ValueError(f"--steps must be at least 2 and --mass at least 0, got {steps} and {mass}")
-    path = _model_file(checkpoint)
-    flow = mf.load(path)
-    source = _source(path)
+    flow, path = _load_flow(checkpoint)
+    source = source_of(path, "train densities")
     if data is not None:
         source["data"] = data
     loaded, parts = _load(source, data_folder)
     _same_space(flow, loaded, path)
-    _print_scores(flow, loaded, parts, steps, None if out is None else Path(out), part=part, mass=mass)
+    print_scores(flow, loaded, parts, steps, None if out is None else Path(out), part=part, mass=mass)
 
 
 def sample(
@@ -149,7 +142,7 @@ def sample(
     target = Path(out)
     if target.suffix.lower() not in (".csv", ".npz"):
         raise ValueError(f"--out {out}: the file must end in .csv or .npz")
-    flow = mf.load(_model_file(checkpoint))
+    flow, _ = _load_flow(checkpoint)
     space = flow.path["x"].space
     x = flow.sample(num, steps=steps, method=method, generator=torch.Generator().manual_seed(seed))
     names, numbers = to_table(space, x.double())
@@ -157,7 +150,7 @@ def sample(
         with torch.no_grad():
             names, numbers = [*names, "log_prob"], torch.cat([numbers, flow.log_prob(x).double().unsqueeze(-1)], -1)
     write_points(target, names, numbers)
-    print(f"wrote {num} points on {name_of(space)} to {target}")
+    print(f"wrote {plural(num, 'point')} on {name_of(space)} to {target}")
 
 
 def plot(
@@ -182,15 +175,14 @@ def plot(
         title: above the picture; the set's name by default.
         data_folder: where the shared sets lie.
     """
-    from manifoldflow.tasks.densities.plots import density_figure, save_figure
+    from manifoldflow.tasks.densities.plots import density_figure
 
     if samples < 0 or steps < 1:
         raise ValueError(f"--samples must be at least 0 and --steps at least 1, got {samples} and {steps}")
-    path = _model_file(checkpoint)
-    flow = mf.load(path)
+    flow, path = _load_flow(checkpoint)
     space = flow.path["x"].space
     shown, labels = None, None
-    source = _source(path)
+    source = source_of(path, "train densities")
     if points != "none":
         loaded, parts = _load(source, data_folder)
         _same_space(flow, loaded, path)
@@ -219,23 +211,13 @@ def plot(
 
 def write_points(path: Path, names: Sequence[str], numbers: Tensor) -> None:
     """A table of numbers ``(N, len(names))`` to a CSV or NPZ file, complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        if path.suffix.lower() == ".npz":
-            import numpy as np
+    if path.suffix.lower() == ".npz":
+        import numpy as np
 
-            np.savez_compressed(temporary, points=numbers.numpy(), columns=np.array(names))
-        else:
-            with open(temporary, "w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(names)
-                writer.writerows([f"{v:.9g}" for v in row] for row in numbers.tolist())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with atomic(path) as fresh, fresh.open("wb") as file:
+            np.savez_compressed(file, points=numbers.numpy(), columns=np.array(names))
+    else:
+        write_csv(path, names, ([f"{v:.9g}" for v in row] for row in numbers.tolist()))
 
 
 def _load(source: dict[str, Any], data_folder: str | None) -> tuple[DataSet, Split]:
@@ -252,78 +234,11 @@ def _load(source: dict[str, Any], data_folder: str | None) -> tuple[DataSet, Spl
     return loaded, split(loaded, source["split"], source["split_seed"])
 
 
-def _source(path: Path) -> dict[str, Any]:
-    source = read_metadata(path)["training"].get("source")
-    if not source:
-        raise ValueError(f"{path}: does not say which data it was trained on; was it made by `train densities`?")
-    return dict(source)
+def _load_flow(checkpoint: str) -> tuple[mf.Flow, Path]:
+    return load_model(checkpoint, "manifoldflow.tasks.densities.flow:build", "density flow")
 
 
 def _same_space(flow: mf.Flow, data: DataSet, path: Path) -> None:
     space = flow.path["x"].space
     if space != data.space:
         raise ValueError(f"{data.name} lies on {name_of(data.space)}, the flow of {path} on {name_of(space)}")
-
-
-def _model_file(checkpoint: str) -> Path:
-    path = Path(checkpoint)
-    return path / "model.safetensors" if path.is_dir() else path
-
-
-def _file_name(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in Path(name).stem)
-
-
-def _print_scores(
-    flow: mf.Flow,
-    data: DataSet,
-    parts: Split,
-    steps: int,
-    out: Path | None,
-    part: str = "test",
-    mass: int = 0,
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = getattr(parts, part)
-    score = flow_score(flow, data.x[rows], steps)
-    others = baselines(data, parts, rows)
-    words = {
-        "uniform": "uniform",
-        "kde_one": "kernel density, one scale",
-        "kde_two": "kernel density, two scales",
-    }
-    table = Table("model", f"NLL of {len(rows)} {part} points (nats)", title=f"{data.name} on {name_of(data.space)}")
-    for name, value in others.items():
-        table.add_row(words[name], f"{value:.3f}")
-    table.add_row("flow", f"{score['nll']:.3f} ± {score['standard_error']:.3f}")
-    console = Console()
-    console.print(table)
-    seen = seen_share(data, parts) if part == "test" else 0.0
-    if seen > 0.01:
-        console.print(
-            f"{seen:.0%} of the test points are exact copies of training points, so this split rewards copying; "
-            "compare --split_by deduplicated"
-        )
-    if score["solver_error"] > 0.02:
-        console.print(f"the solver's error is about {score['solver_error']:.2g} nats; raise the number of steps")
-    made: dict[str, Any] = score | others | {"seen": seen, "rows": len(rows), "steps": steps}
-    if mass:
-        made["mass"], made["mass_error"] = total_mass(flow, mass, steps)
-        console.print(
-            f"the density integrates to {made['mass']:.4f} ± {made['mass_error']:.4f} ({mass} uniform points)"
-        )
-    if out is not None:
-        write_json(out, made)
-
-
-def total_mass(flow: mf.Flow, count: int, steps: int, seed: int = 0) -> tuple[float, float]:
-    """Integral of the density by uniform points, and its standard error."""
-    space = flow.path["x"].space
-    if not math.isfinite(space.log_volume):
-        raise ValueError(f"--mass needs a compact manifold, {name_of(space)} has no uniform law")
-    x = space.sample_uniform((count,), generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        share = (flow.log_prob(x, steps=steps) + space.log_volume).double().exp()
-    return float(share.mean()), float(share.std()) / math.sqrt(count)

@@ -17,9 +17,9 @@ from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.quaternion import UnitQuaternion
 from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.manifolds.torus import Torus
+from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.densities.spaces import TOLERANCE, distance_off, sizes, space_of, to_points
 from manifoldflow.tasks.densities.tables import Table, read_table
-from manifoldflow.tasks.shared import find_shared
 
 Units = Literal["degrees", "radians"]
 

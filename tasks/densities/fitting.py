@@ -1,7 +1,6 @@
 """Train a density flow on a split of a data set, and score it beside kernel density estimates."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +9,20 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.splits import Split, chosen_rows, drawn_batches
 from manifoldflow.tasks.densities.data import DataSet
 from manifoldflow.tasks.densities.flow import DensityConfig, build
-from manifoldflow.tasks.densities.kde import fit_all, has_kernel
 from manifoldflow.tasks.densities.spaces import name_of
-from manifoldflow.tasks.densities.splits import Split
 from manifoldflow.training import TrainConfig, fit
+
+TRAINING = TrainConfig(
+    max_steps=5000, schedule="cosine", warmup_steps=100, validate_every=1000, checkpoint_every=1000, log_every=100
+)
+"""Two to five minutes on one core."""
 
 CHOOSING_ROWS, CHOOSING_STEPS = 256, 80
 """Validation points, and solver steps, of the score that the weights are chosen by. With few steps the solver's error grows as
 training sharpens the field, and the score would choose what was learned first."""
-
-CHECKED_ROWS = 64
-"""Points that the solver's error is measured on."""
 
 MOST_LANDMARKS = 8000
 """Above this many training points landmarks cost more than they bring, and plane waves are the default."""
@@ -72,9 +72,14 @@ def fit_density(
     config = suited(config, data, train)
     torch.manual_seed(training.seed)
     flow = build(config, train)
+    with_rows = config.features == "landmarks"  # the network hides these landmarks
+
+    def batch(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": train[rows], **({"cond": rows} if with_rows else {})}
+
     return fit(
         flow,
-        batches(train, min(batch_size, len(train)), training.seed, with_rows=config.features == "landmarks"),
+        drawn_batches(len(train), min(batch_size, len(train)), training.seed, batch),
         training,
         out=out,
         score=validation_score(val, training.seed),
@@ -83,65 +88,12 @@ def fit_density(
     )
 
 
-def batches(train: Tensor, size: int, seed: int, with_rows: bool) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """Rows drawn with replacement, the draws of a step depending on the seed and the step alone.
-
-    Args:
-        train: points ``(n, *event)``.
-        size: of a batch.
-        seed: of the draws.
-        with_rows: hand the row numbers to the network as ``cond``, which hides these landmarks.
-    """
-
-    def after(step: int) -> Iterator[dict[str, Tensor]]:
-        while True:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = torch.randint(len(train), (size,), generator=generator)
-            yield {"x": train[rows], **({"cond": rows} if with_rows else {})}
-            step += 1
-
-    return after
-
-
 def validation_score(val: Tensor, seed: int) -> Callable[[mf.Flow], float]:
     """The mean NLL of up to 256 validation points."""
-    rows = torch.randperm(len(val), generator=torch.Generator().manual_seed(seed))[:CHOOSING_ROWS]
+    rows = chosen_rows(len(val), CHOOSING_ROWS, seed)
 
     def score(flow: mf.Flow) -> float:
         device = next(flow.parameters()).device
         return -float(flow.log_prob(val[rows].to(device), steps=CHOOSING_STEPS).mean())
 
     return score
-
-
-def flow_score(flow: mf.Flow, x: Tensor, steps: int) -> dict[str, float]:
-    """NLL of points in nats with respect to the Riemannian volume, its standard error over the points, and what the solver
-    leaves: the mean difference to half as many steps, over 64 of them."""
-    points = x.float().to(next(flow.parameters()).device)
-    with torch.no_grad():
-        value = flow.log_prob(points, steps=steps)
-        coarse = flow.log_prob(points[:CHECKED_ROWS], steps=max(1, steps // 2))
-    error = (value[:CHECKED_ROWS] - coarse).abs()
-    return {
-        "nll": -float(value.mean()),
-        "standard_error": float(value.std(correction=0)) / math.sqrt(max(len(x) - 1, 1)),
-        "solver_error": float(error.mean()),
-    }
-
-
-def baselines(data: DataSet, parts: Split, rows: Tensor | None = None, seed: int = 0) -> dict[str, float]:
-    """NLL of the uniform law (compact spaces) and of kernel density estimates with one and with two scales.
-
-    Args:
-        data, parts: the set and its split; scales are chosen on validation rows.
-        rows: which to score; those for testing by default.
-        seed: of the choice of validation rows.
-    """
-    made: dict[str, float] = {}
-    if math.isfinite(data.space.log_volume):
-        made["uniform"] = data.space.log_volume
-    if has_kernel(data.space):
-        x = data.x[parts.test if rows is None else rows]
-        kernels = fit_all(data.space, data.x[parts.train], data.x[parts.val], ("one", "two"), seed=seed)
-        made |= {f"kde_{kind}": -float(law.log_prob(x).mean()) for kind, law in kernels.items()}
-    return made

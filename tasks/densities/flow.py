@@ -8,6 +8,7 @@ from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.tasks.common.runs import configured
 from manifoldflow.tasks.densities.spaces import space_of
 
 Features = Literal["auto", "coordinates", "waves", "landmarks"]
@@ -66,11 +67,7 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
         config: the configuration, its manifold filled in.
         landmarks: training points, for ``features="landmarks"``; those of a checkpoint come with its weights.
     """
-    if isinstance(config, dict):
-        try:
-            config = DensityConfig(**config)
-        except TypeError as error:
-            raise ValueError(f"density flow configuration: {str(error).split('__init__() ')[-1]}") from None
+    config = configured(DensityConfig, config, "density flow")
     if config.features == "auto":
         raise ValueError(
             "features='auto' is resolved by the data (manifoldflow.tasks.densities.fitting.suited); name them here"

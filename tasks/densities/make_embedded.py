@@ -3,12 +3,11 @@
 python -m manifoldflow.tasks.densities.make_embedded
 """
 
-import os
-
 import numpy as np
 import torch
 
 from manifoldflow.checkpoint import data_path
+from manifoldflow.tasks.common.files import atomic
 from manifoldflow.tasks.densities.embedded import LAWS, embedded_names, load_embedded, make_set
 
 
@@ -18,9 +17,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in embedded_names():
         train, test = make_set(name)
-        fresh = folder / f".{name}.new.npz"
-        np.savez_compressed(fresh, train=train.numpy(), test=test.numpy())
-        os.replace(fresh, folder / f"{name}.npz")
+        with atomic(folder / f"{name}.npz") as fresh:
+            np.savez_compressed(fresh, train=train.numpy(), test=test.numpy())
         line = f"{name}: {len(train)} + {len(test)} points on {load_embedded(name).space}"
         if name in LAWS:
             law = LAWS[name]()

@@ -20,7 +20,7 @@ from rich.progress import Progress
 import manifoldflow as mf
 from manifoldflow.distributions import MeshBumps
 from manifoldflow.manifolds.mesh_shapes import bumpy_sphere_mesh, torus_mesh
-from manifoldflow.tasks.shared import write_json
+from manifoldflow.tasks.common.files import write_json
 
 SHAPES: dict[str, Callable[[], mf.Mesh]] = {"torus": torus_mesh, "bumpy": bumpy_sphere_mesh}
 

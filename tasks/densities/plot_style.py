@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manifoldflow.tasks.common import plots
+
 Array = NDArray[np.float64]
 Panels = Sequence[tuple[str, Any]]
 """Titles and log-densities."""
@@ -21,14 +23,9 @@ CARE = 0.998
 
 
 def new_figure(width: float, height: float) -> Any:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "manifoldflow[densities]"') from error
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.1))
-    FigureCanvasAgg(figure)
+    """A figure of so many inches, its panels a little apart."""
+    figure = plots.new_figure(width, height)
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.1)
     return figure
 
 

@@ -5,9 +5,7 @@ given, the density of a reference and samples.
 """
 
 import math
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,16 +109,6 @@ def density_figure(
     if isinstance(space, mf.Torus | mf.Euclidean) and math.prod(space.event_shape) <= 2 and panels:
         return plane_figure(space, evaluate, panels, points, samples, labels, resolution or 90)
     return corner_figure(space, points, samples, labels, title)
-
-
-def save_figure(figure: Any, path: str | Path, dpi: int = 160) -> Path:
-    """Write a figure, whole or not at all; the ending says the format."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.stem}.new{path.suffix}")
-    figure.savefig(fresh, dpi=dpi, facecolor="white")
-    os.replace(fresh, path)
-    return path
 
 
 @torch.no_grad()

@@ -7,19 +7,19 @@ Every finished run is kept in ``OUT/table.json``, so a run that was stopped goes
 """
 
 import argparse
-import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from manifoldflow.tasks.densities.commands import TRAINING
+from manifoldflow.tasks.common.tables import Kept, markdown, spread
 from manifoldflow.tasks.densities.data import EARTH, TORSIONS, load_data
-from manifoldflow.tasks.densities.fitting import baselines, fit_density, flow_score
+from manifoldflow.tasks.densities.fitting import TRAINING, fit_density
 from manifoldflow.tasks.densities.flow import DensityConfig
+from manifoldflow.tasks.densities.scores import baselines, flow_score
 from manifoldflow.tasks.densities.splits import seen_share, split
-from manifoldflow.tasks.shared import write_json
 from manifoldflow.training import TrainConfig
 
 RECIPES = {
@@ -132,25 +132,17 @@ def summary(table: dict[str, dict[str, Any]]) -> str:
         groups.setdefault(key.rsplit("/", 1)[0], []).append(row)
     columns = ["set", "split", "model", "seeds", "NLL (nats)", "KDE, one scale", "KDE, two scales", "uniform"]
     columns += ["copies in test", "solver error", "CPU min"]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-
-    def over(rows: list[dict[str, Any]], name: str) -> str:
-        values = [row[name] for row in rows]
-        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        return f"{statistics.mean(values):.2f}{spread}"
-
+    lines = []
     for group, rows in groups.items():
-        name, kind, recipe = group.split("/")
-        cells = [name, kind, recipe, str(len(rows)), f"**{over(rows, 'nll')}**"]
-        cells += [over(rows, column) for column in ("kde_one", "kde_two", "uniform")]
-        cells += [f"{statistics.mean(row['seen'] for row in rows):.0%}"]
-        cells += [f"{statistics.mean(row['solver_error'] for row in rows):.3f}"]
-        cells += [f"{statistics.mean(row['cpu_minutes'] for row in rows):.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        nll, *others = (spread((row[c] for row in rows), 2) for c in ("nll", "kde_one", "kde_two", "uniform"))
+        copies = f"{statistics.mean(row['seen'] for row in rows):.0%}"
+        error, minutes = (statistics.mean(row[c] for row in rows) for c in ("solver_error", "cpu_minutes"))
+        cells = [*group.split("/"), str(len(rows)), f"**{nll}**", *others]
+        lines.append([*cells, copies, f"{error:.3f}", f"{minutes:.1f}"])
+    return markdown(columns, lines)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/densities"), help="folder of runs and of table.json")
@@ -161,20 +153,16 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=2000, help="at most so many test points")
     parser.add_argument("--factor", type=float, default=1.0, help="of the training steps, to try things out")
     parser.add_argument("--show", action="store_true", help="print the table and stop")
-    a = parser.parse_args()
-    file = a.out / "table.json"
-
-    def read() -> dict[str, Any]:
-        return json.loads(file.read_text()) if file.exists() else {}
-
+    a = parser.parse_args(arguments)
+    kept = Kept(a.out / "table.json")
     if a.show:
-        print(summary(read()))
+        print(summary(kept.rows()))
         return
     for run in TABLES[a.table](a.seeds):
-        if run.key in read() or a.only not in run.key:
+        if run.key in kept or a.only not in run.key:
             continue
         row = run_one(run, a.out, a.steps, a.test, a.factor)
-        write_json(file, read() | {run.key: row})
+        kept.add(run.key, row)
         print(run.key, {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
 
 

@@ -24,6 +24,9 @@ import manifoldflow as mf
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_matrix
 from manifoldflow.metrics import wasserstein
 from manifoldflow.reflow import ReflowConfig, make_pairs, reflow, straightness, transport_cost
+from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.seeds import seeds_of
+from manifoldflow.tasks.common.tables import markdown, spread
 
 SCALE = 0.08
 """Of every mode, in radians."""
@@ -191,38 +194,22 @@ def table(result: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Markdown: mean and deviation over the seeds."""
 
     def cell(rows: dict[str, dict[str, Any]], *keys: str, digits: int = 3) -> str:
-        values = [r[keys[0]] if len(keys) == 1 else r[keys[0]][keys[1]] for r in rows.values() if keys[0] in r]
-        if not values:
-            return "-"
-        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-        return f"{statistics.fmean(values):.{digits}f}{spread}"
+        return spread((r[keys[0]] if len(keys) == 1 else r[keys[0]][keys[1]] for r in rows.values()), digits)
 
-    lines = [
-        "| model | seeds | W2, 1 step | 2 | 4 | 4, mid | 4, late | 10 | 100 | W1, 100 steps | floor W1 / W2 | S | E d² "
-        "| code 'W1' / 'W2' |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ["model", "seeds", "W2, 1 step", "2", "4", "4, mid", "4, late", "10", "100", "W1, 100 steps"]
+    columns += ["floor W1 / W2", "S", "E d²", "code 'W1' / 'W2'"]
+    lines = []
     for space, rows in result.items():
         for name in ("base", "reflow"):
             if not any(f"{name}@4" in r for r in rows.values()):
                 continue
-            grid = " | ".join(cell(rows, f"{name}@{n}", "W2") for n in (1, 2, 4, *GRIDS, 10, 100))
+            grid = [cell(rows, f"{name}@{n}", "W2") for n in (1, 2, 4, *GRIDS, 10, 100)]
             floor = f"{cell(rows, 'floor', 'W1')} / {cell(rows, 'floor', 'W2')}"
             code = " / ".join(cell(rows, f"{name}@100", f"code_{w}") for w in ("W1", "W2"))
-            lines.append(
-                f"| {space}, {name} | {len(rows)} | {grid} | {cell(rows, f'{name}@100', 'W1')} | {floor} | "
-                f"{cell(rows, f'straightness_{name}', digits=4)} | {cell(rows, f'transport_cost_{name}')} | {code} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-def seeds_of(text: str) -> list[int]:
-    """``"0-4"`` or ``"0,3,7"`` as a list."""
-    try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds must look like 0-4 or 0,3,7, got {text!r}") from None
-    return [seed for part in ends for seed in range(part[0], part[-1] + 1)]
+            straight, cost = cell(rows, f"straightness_{name}", digits=4), cell(rows, f"transport_cost_{name}")
+            first = cell(rows, f"{name}@100", "W1")
+            lines.append([f"{space}, {name}", str(len(rows)), *grid, first, floor, straight, cost, code])
+    return markdown(columns, lines) + "\n"
 
 
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -262,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result.setdefault(f"{name}, {given.modes}", {})[str(seed)] = row
             print(f"{name} seed {seed}:", json.dumps(row), json.dumps(verdicts(row)), flush=True)
             if given.out:
-                given.out.write_text(json.dumps(result, indent=1))
+                write_json(given.out, result)
     print(table(result))
 
 

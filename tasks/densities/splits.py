@@ -1,22 +1,14 @@
 """Training, validation and test rows by seed: as in papers, without copies, or by whole groups."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from manifoldflow.tasks.common.splits import Split
 from manifoldflow.tasks.densities.data import DataSet, merge_equal, point_keys
 
 SplitKind = Literal["published", "deduplicated", "chain"]
-
-
-class Split(NamedTuple):
-    """Row numbers of a data set."""
-
-    train: Tensor
-    val: Tensor
-    test: Tensor
 
 
 def split(data: DataSet, kind: SplitKind = "published", seed: int = 0) -> Split:

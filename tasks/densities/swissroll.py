@@ -8,7 +8,6 @@ better fit, not a better model. Run it with
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -24,6 +23,9 @@ import manifoldflow as mf
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.metrics import wasserstein
+from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.seeds import seeds_of
+from manifoldflow.tasks.common.tables import markdown, spread
 
 Kind = Literal["fisher_rao", "linear", "no_sqrt"]
 KINDS: tuple[Kind, ...] = ("fisher_rao", "linear", "no_sqrt")
@@ -294,31 +296,19 @@ def plane_distance(samples: Tensor, data: Tensor) -> float:
 
 def table(result: dict[str, dict[str, dict[str, float]]]) -> str:
     """Markdown: mean and deviation over the seeds."""
-    columns = ("exact", "hutchinson", "authors_code", "held_out", "mass", "share_outside", "W2_to_training_points")
+    keys = ("exact", "hutchinson", "authors_code", "held_out", "mass", "share_outside", "W2_to_training_points")
+    columns = ["model", "NLL exact", "Hutchinson, one seed", "trace as the authors' code", "NLL held out", "mass"]
+    columns += ["from outside", "W2 to the points", "published"]
     lines = [
-        "| model | NLL exact | Hutchinson, one seed | trace as the authors' code | NLL held out | mass "
-        "| from outside | W2 to the points | published |",
-        "|---|---|---|---|---|---|---|---|---|",
+        [
+            f"{kind} ({len(rows)} seeds)",
+            *(spread(row[key] for row in rows.values() if key in row) for key in keys),
+            f"{PUBLISHED[kind]:.3f}",  # type: ignore[index]
+        ]
+        for kind, rows in result.items()
     ]
-    for kind, rows in result.items():
-        cells = []
-        for key in columns:
-            values = [r[key] for r in rows.values() if key in r]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.3f}{spread}" if values else "-")
-        lines.append(f"| {kind} ({len(rows)} seeds) | {' | '.join(cells)} | {PUBLISHED[kind]:.3f} |")  # type: ignore[index]
-    truth = f"{true_nll(swiss_roll()):.3f} | - | - | {true_nll(swiss_roll(held_out=True)):.3f}"
-    lines.append(f"| the law itself | {truth} | 1 | - | - | - |")
-    return "\n".join(lines) + "\n"
-
-
-def seeds_of(text: str) -> list[int]:
-    """``"0-4"`` or ``"0,3,7"`` as a list."""
-    try:
-        ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds must look like 0-4 or 0,3,7, got {text!r}") from None
-    return [seed for part in ends for seed in range(part[0], part[-1] + 1)]
+    truth = [f"{true_nll(swiss_roll()):.3f}", "-", "-", f"{true_nll(swiss_roll(held_out=True)):.3f}"]
+    return markdown(columns, [*lines, ["the law itself", *truth, "1", "-", "-", "-"]]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -340,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             result[kind][str(seed)] = row
             print(f"{kind} seed {seed}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
             if given.out:
-                given.out.write_text(json.dumps(result, indent=1))
+                write_json(given.out, result)
     print(table(result))
 
 

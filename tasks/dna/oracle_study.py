@@ -19,12 +19,12 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.files import write_json
 from manifoldflow.guidance import Oracle, Particles
+from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.dna.flow import load_flow, sample_tokens, sampler
 from manifoldflow.tasks.dna.metrics import diversity, jensen_shannon, kmer_spectrum
 from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, score_all
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
-from manifoldflow.tasks.shared import find_shared
 
 SOFTNESS = 1.0
 """Bits within which places compete for the gradient."""

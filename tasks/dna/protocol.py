@@ -19,6 +19,7 @@ import torch
 import manifoldflow as mf
 from manifoldflow.files import write_json
 from manifoldflow.guidance import ClassifierFree
+from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.dna.evaluation import compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier, fit_classifier, fit_flow
 from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, load_flow, sample_tokens, sampler
@@ -26,7 +27,6 @@ from manifoldflow.tasks.dna.motifs import Motif, find_motif, read_motifs
 from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import Split, split
-from manifoldflow.tasks.shared import find_shared
 from manifoldflow.training import TrainConfig
 
 DEFAULT = [name for name in REPRESENTATIONS if name != "linear"]

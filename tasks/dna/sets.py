@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.dna.alphabet import Unknown
 from manifoldflow.tasks.dna.planted import load_planted
 from manifoldflow.tasks.dna.reading import read_sequences
 from manifoldflow.tasks.dna.sequences import SequenceSet
-from manifoldflow.tasks.shared import find_shared
 
 SHARED = {
     "ctcf_pu1": "chipseq_ctcf_pu1_100.csv.gz",
@@ -35,7 +35,7 @@ def load_set(
         unknown: as for :func:`manifoldflow.tasks.dna.alphabet.encode`.
         species: keep only these rows, where the set has a column ``species``.
         column, label_column: where the sequences and the classes are, see :func:`manifoldflow.tasks.dna.reading.read_sequences`.
-        data_folder: folder with ``dna/``; see :func:`manifoldflow.tasks.shared.find_shared`.
+        data_folder: folder with ``dna/``; see :func:`manifoldflow.tasks.common.files.find_shared`.
     """
     options: dict[str, Any] = {"species": species, "column": column, "label_column": label_column}
     if name == "planted":

@@ -13,11 +13,12 @@ pytest.importorskip("matplotlib")
 import manifoldflow as mf
 from manifoldflow.manifolds.mesh_shapes import torus_mesh
 from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_matrix, rotvec_to_matrix
+from manifoldflow.tasks.common.plots import save_figure
 from manifoldflow.tasks.densities import maps
 from manifoldflow.tasks.densities.plot_rotations import axis_density, spread_rotations, weighted_rotations
 from manifoldflow.tasks.densities.plot_style import colour_range, pretty
 from manifoldflow.tasks.densities.plot_surfaces import is_visible
-from manifoldflow.tasks.densities.plots import density_figure, save_figure
+from manifoldflow.tasks.densities.plots import density_figure
 from manifoldflow.tasks.densities.spaces import angles_to_sphere
 
 SPACES = {
