@@ -13,12 +13,30 @@ import torch
 from torch import Tensor
 
 from manifoldflow.tasks.proteins import secondary_structure, similarity
+from manifoldflow.tasks.proteins.structure import MAX_PEPTIDE_BOND
 
 CA_CA = 3.8  # angstrom, across a trans peptide bond
 C_N = 1.33  # angstrom, the peptide bond
 TOLERANCE = 0.15  # angstrom, both ways
 CLASH = 3.0  # angstrom, between CA atoms at least two residues apart
+ATOM_CLASH = (
+    2.2  # angstrom, between any two backbone atoms that no bond or angle holds; 0.5 % of real chains have such a pair
+)
+O_N = (
+    2.25  # angstrom, across the peptide bond: O and the next N, both on C; an O on the wrong side is nearer or farther
+)
 N, CA, C, O = range(4)  # noqa: E741 - the atom's name
+
+
+def breaks(coords: Tensor, mask: Tensor, residue_index: Tensor | None = None) -> Tensor:
+    """Peptide bonds that the numbering promises and the atoms do not keep: C-N above 1.75 angstrom, (B,)."""
+    length = (coords[:, 1:, N] - coords[:, :-1, C]).norm(dim=-1)
+    return (~(length <= MAX_PEPTIDE_BOND) & bonded(mask, residue_index)).sum(1)
+
+
+def gaps(mask: Tensor, residue_index: Tensor | None = None) -> Tensor:
+    """Neighbours in a chain whose numbers jump: residues are left out between them, (B,)."""
+    return (mask[:, :-1] & mask[:, 1:] & ~bonded(mask, residue_index)).sum(1)
 
 
 def bonded(mask: Tensor, residue_index: Tensor | None = None) -> Tensor:
@@ -95,6 +113,44 @@ def clashes(coords: Tensor, mask: Tensor, cutoff: float = CLASH) -> Tensor:
     distance = torch.cdist(ca, ca, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode loses 1e-2 angstrom
     pairs = (mask[:, :, None] & mask[:, None]).triu(diagonal=2)
     return ((distance < cutoff) & pairs).sum((1, 2))
+
+
+def atom_clashes(
+    coords: Tensor, mask: Tensor, residue_index: Tensor | None = None, cutoff: float = ATOM_CLASH
+) -> Tensor:
+    """Number of pairs of backbone atoms (N, CA, C, O) closer than ``cutoff`` angstrom, (B,).
+
+    Pairs within a residue and of two bonded residues are left out: bonds and angles hold them, and
+    other columns measure those.
+    """
+    count, length = mask.shape
+    chunk = max(1, secondary_structure.CELLS // max(length, 1) ** 2)
+    if count > chunk:  # bounds the memory of the (B, N, N) tables
+        index = residue_index
+        parts = [slice(i, i + chunk) for i in range(0, count, chunk)]
+        return torch.cat([atom_clashes(coords[c], mask[c], None if index is None else index[c], cutoff) for c in parts])
+    residue = torch.arange(length, device=coords.device)
+    apart = (residue[None, :] - residue[:, None]).unsqueeze(0)
+    loose = torch.nn.functional.pad(~bonded(mask, residue_index), (0, 1), value=True)  # i is not bonded to i + 1
+    pairs = (mask[:, :, None] & mask[:, None]) & ((apart >= 2) | ((apart == 1) & loose[:, :, None]))
+    total = torch.zeros(count, dtype=torch.long, device=coords.device)
+    for a in range(coords.shape[2]):  # one pair of atom names at a time bounds the memory to that of the CA pairs
+        for b in range(coords.shape[2]):
+            distance = torch.cdist(
+                coords[:, :, a].contiguous(), coords[:, :, b].contiguous(), compute_mode="donot_use_mm_for_euclid_dist"
+            )
+            total += ((distance < cutoff) & pairs).sum((1, 2))
+    return total
+
+
+def inner_geometry(coords: Tensor, mask: Tensor) -> Tensor:
+    """Whether N-CA, CA-C and C-O of a residue lie within 0.15 angstrom of ideal and N-CA-C within 15 degrees, (B, N)."""
+    n, ca, c, o = coords.unbind(-2)
+    lengths = ((ca - n).norm(dim=-1), (c - ca).norm(dim=-1), (o - c).norm(dim=-1))
+    good = (torch.rad2deg(angle(n, ca, c)) - 111.0).abs() <= 15
+    for length, ideal in zip(lengths, (1.458, 1.525, 1.231), strict=True):
+        good = good & ((length - ideal).abs() <= TOLERANCE)
+    return good & mask
 
 
 def radius_of_gyration(coords: Tensor, mask: Tensor) -> Tensor:
@@ -190,14 +246,26 @@ def per_chain(
     lengths, rg = mask.sum(1), radius_of_gyration(coords, mask)
     ca, link = ca_distances(coords, mask, residue_index)
     peptide, _ = bond_lengths(coords, mask, residue_index)["c_n"]
-    omega, has_omega = torsions(coords, mask, residue_index)["omega"]
-    count = clashes(coords, mask)
+    angles = torsions(coords, mask, residue_index)
+    (omega, has_omega), (phi, has_phi) = angles["omega"], angles["phi"]
+    count, atoms = clashes(coords, mask), atom_clashes(coords, mask, residue_index)
+    broken = breaks(coords, mask, residue_index)
+    o_n = (coords[:, 1:, N] - coords[:, :-1, O]).norm(dim=-1)
     structure = secondary_structure.assign(coords, mask, residue_index)
     table = {
         "length": lengths,
+        "breaks": broken,
+        "has_break": broken > 0,
+        "gaps": gaps(mask, residue_index),
         "ca_ca_within": _fraction((ca - CA_CA).abs() <= TOLERANCE, link),
         "c_n_within": _fraction((peptide - C_N).abs() <= TOLERANCE, link),
+        "o_n_within": _fraction((o_n - O_N).abs() <= 2 * TOLERANCE, link),
+        "inner_within": _fraction(inner_geometry(coords, mask), mask),
         "omega_trans": _fraction(omega.abs() > math.radians(150), has_omega),
+        "omega_twisted": _fraction((omega.abs() - math.pi / 2).abs() <= math.radians(60), has_omega),
+        "phi_positive": _fraction(phi > 0, has_phi),
+        "atom_clashes": atoms,
+        "has_atom_clash": atoms > 0,
         "clashes": count,
         "has_clash": count > 0,
         "rg": rg,
@@ -233,6 +301,13 @@ def summarize(
         "residues": float(mask.sum()),
         "ca_ca_within": float(_fraction((ca - CA_CA).abs() <= TOLERANCE, link, pool=True)),
         "c_n_within": float(_fraction((lengths["c_n"][0] - C_N).abs() <= TOLERANCE, link, pool=True)),
+        "o_n_within": _pooled(table, "o_n_within", link.sum(1)),
+        "inner_within": _pooled(table, "inner_within", mask.sum(1)),
+        "broken_chains": float(table["has_break"].double().mean()),
+        "breaks_per_chain": float(table["breaks"].double().mean()),
+        "gaps_per_chain": float(table["gaps"].double().mean()),
+        "atom_clash_chains": float(table["has_atom_clash"].double().mean()),
+        "atom_clashes_per_chain": float(table["atom_clashes"].double().mean()),
         "clash_chains": float(table["has_clash"].double().mean()),
         "clashes_per_chain": float(table["clashes"].double().mean()),
     }
@@ -242,6 +317,8 @@ def summarize(
         result |= _mean_and_std(name, torch.rad2deg(values), valid)
     omega, has_omega = torsions(coords, mask, residue_index)["omega"]
     result["omega_trans"] = float(_fraction(omega.abs() > math.radians(150), has_omega, pool=True))
+    result["omega_twisted"] = _pooled(table, "omega_twisted", has_omega.sum(1))
+    result["phi_positive"] = _pooled(table, "phi_positive", has_omega.sum(1))  # as many phi as omega: one for each bond
     result["omega_cis"] = float(_fraction(omega.abs() < math.radians(30), has_omega, pool=True))
     weight = table["length"].double() / mask.sum().clamp(min=1)
     for name in ("helix", "strand"):
@@ -265,6 +342,12 @@ def _fraction(hit: Tensor, valid: Tensor, pool: bool = False) -> Tensor:
     """Share of valid entries that hit, per chain or pooled; NaN where none is valid."""
     axes = (0, 1) if pool else (1,)
     return (hit & valid).sum(axes).double() / valid.sum(axes).double()
+
+
+def _pooled(table: dict[str, Tensor], name: str, count: Tensor) -> float:
+    """A column of fractions over all that its chains hold; NaN if they hold nothing."""
+    hits = torch.nan_to_num(table[name]) * count
+    return float(hits.sum() / count.sum())
 
 
 def _mean_and_std(name: str, values: Tensor, valid: Tensor) -> dict[str, float]:

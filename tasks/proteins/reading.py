@@ -60,16 +60,15 @@ def read_structure(path: str | Path, model: int = 1, chains: Collection[str] | N
             no such model or chain, no protein residue.
     """
     path = Path(path)
-    atoms, count = _read_atoms(path, model)
-    return _chains(path, atoms, model if count > 1 else 1, chains)
+    if model < 1:
+        raise ValueError(f"model must be at least 1, got {model}")
+    return _chains(path, _read_atoms(path, model)[0][0], model, chains)
 
 
 def read_models(path: str | Path) -> list[list[Chain]]:
     """:func:`read_structure` of every model of a file: a trajectory, an NMR ensemble, an assembly."""
     path = Path(path)
-    atoms, count = _read_atoms(path, 1)
-    first = _chains(path, atoms, 1, None)
-    return [first, *(read_structure(path, k) for k in range(2, count + 1))]
+    return [_chains(path, atoms, number, None) for number, atoms in enumerate(_read_atoms(path, None)[0], 1)]
 
 
 def count_models(path: str | Path) -> int:
@@ -252,8 +251,8 @@ def _choose(atoms: Atoms, members: NDArray[np.int64]) -> NDArray[np.int64]:
     return best
 
 
-def _read_atoms(path: Path, model: int) -> tuple[Atoms, int]:
-    """Atoms of a model and the number of models; every failure is one clear error."""
+def _read_atoms(path: Path, model: int | None) -> tuple[list[Atoms], int]:
+    """Atoms of a model, or of all, and the number of models; every failure is one clear error."""
     kind = split_suffix(path)[1]
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -263,8 +262,6 @@ def _read_atoms(path: Path, model: int) -> tuple[Atoms, int]:
         raise ValueError(
             f"{path}: unknown file type {kind or path.suffix!r}; expected {', '.join(SUFFIXES)} (or with .gz)"
         )
-    if model < 1:
-        raise ValueError(f"model must be at least 1, got {model}")
     content = read_bytes(path, LIMIT)
     if not content.strip():
         raise ValueError(f"{path}: the file is empty")
@@ -278,7 +275,7 @@ def _read_atoms(path: Path, model: int) -> tuple[Atoms, int]:
     except Exception as error:  # biotite and numpy raise many types on malformed text
         reason = str(error).strip().splitlines()
         raise ValueError(f"{path}: not a readable {kind[1:]} file ({reason[0] if reason else repr(error)})") from error
-    if atoms is None:
+    if not atoms:
         if count:
             raise ValueError(f"{path}: has {count} models, model {model} was asked for")
         raise ValueError(f"{path}: no protein residues with N, CA and C (the file has no atoms)")

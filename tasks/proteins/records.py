@@ -92,8 +92,8 @@ def residue_number(text: str) -> int:
     return value - first + 10**4 + (0 if text == upper else 26 * 36**3)
 
 
-def read_pdb(text: str, model: int, tokens: bool = False) -> tuple[Atoms | None, int]:
-    """Atoms of a model of a PDB file (None if there is no such model), and the number of models.
+def read_pdb(text: str, model: int | None, tokens: bool = False) -> tuple[list[Atoms], int]:
+    """Atoms of a model of a PDB file (none if there is no such model), and the number of models.
 
     MODEL, ENDMDL and END each end a model if atoms follow. Columns are those of PDB 3.3; besides, residue names may have
     four letters, chains two (both start in column 21, told apart over the file), residue numbers five digits, and atom
@@ -101,31 +101,29 @@ def read_pdb(text: str, model: int, tokens: bool = False) -> tuple[Atoms | None,
 
     Args:
         text: the file.
-        model: from 1.
+        model: from 1; None for all of them.
         tokens: PQR, where words separated by blanks count and not columns.
     """
     count, fresh, block = 0, True, 0
-    lines: list[tuple[int, int, str]] = []
+    lines: list[tuple[int, int, int, str]] = []
     for where, line in enumerate(text.splitlines(), 1):
         record = line[:6].rstrip().upper()
         if record in ("ATOM", "HETATM") or line.startswith(("ATOM ", "HETATM")):
             if fresh:
                 count, fresh, block = count + 1, False, 0
-            if count == model:
-                lines.append((where, block, line))
+            if model is None or count == model:
+                lines.append((count, where, block, line))
         elif record == "TER":
             block += 1
         elif record in ("MODEL", "ENDMDL", "END"):
             fresh = True
-    if model > count:
-        return None, count
-    is_wide = not tokens and _has_wide_chains([line for _, _, line in lines])
-    rows = []
-    for where, block, line in lines:
+    is_wide = not tokens and _has_wide_chains([line for *_, line in lines])
+    rows: dict[int, list[tuple[Any, ...]]] = {number: [] for number, *_ in lines}
+    for number, where, block, line in lines:
         row = _words(line, where, block) if tokens else _fixed(line, where, block, is_wide)
         if row is not None:
-            rows.append(row)
-    return _columns(rows), count
+            rows[number].append(row)
+    return [_columns(part) for part in rows.values()], count
 
 
 def _has_wide_chains(lines: list[str]) -> bool:
@@ -198,8 +196,8 @@ def _number(text: str, otherwise: float) -> float:
 _CIF_WORD = re.compile(r"^\s*(_\S+|loop_|data_|global_|save_|stop_)", re.IGNORECASE)
 
 
-def read_cif(content: bytes, model: int, binary: bool = False) -> tuple[Atoms | None, int]:
-    """Atoms of a model of an mmCIF file, and the number of models; author names and numbers before the label ones.
+def read_cif(content: bytes, model: int | None, binary: bool = False) -> tuple[list[Atoms], int]:
+    """Atoms of a model of an mmCIF file (None: of all), and the number of models; author names and numbers before the label ones.
 
     The first data block that holds atoms is read, and a warning names the others that do. Keywords and tags may be of any
     case, ``group_PDB`` and all columns that have a default may be missing.
@@ -220,7 +218,7 @@ def read_cif(content: bytes, model: int, binary: bool = False) -> tuple[Atoms | 
         if sites and sites[0].row_count:
             blocks[name] = sites[0]
     if not blocks:
-        return None, 0
+        return [], 0
     if len(blocks) > 1:
         names = ", ".join(list(blocks)[1:4])
         warnings.warn(f"the first data block is read; others hold atoms too: {names}", stacklevel=4)
@@ -239,8 +237,8 @@ def read_cif(content: bytes, model: int, binary: bool = False) -> tuple[Atoms | 
 
     models = column("pdbx_pdb_model_num", default="1")
     order = list(dict.fromkeys(models.tolist()))
-    if model > len(order):
-        return None, len(order)
+    if model is not None and model > len(order):
+        return [], len(order)
     atom = column("auth_atom_id", "label_atom_id")
     if "cartn_x" not in tags or not (atom != "").any():
         raise ValueError("_atom_site lacks atom names or coordinates")
@@ -253,8 +251,9 @@ def read_cif(content: bytes, model: int, binary: bool = False) -> tuple[Atoms | 
     ]
     values = [column(name) for name in ("cartn_x", "cartn_y", "cartn_z")]
     occupancy, bfactor, hetero = column("occupancy"), column("b_iso_or_equiv"), column("group_pdb") == "HETATM"
-    rows = []
-    for i in np.flatnonzero((models == order[model - 1]) & np.isin(atom, list(ATOMS))).tolist():
+    wanted = order if model is None else [order[model - 1]]
+    rows: dict[str, list[tuple[Any, ...]]] = {number: [] for number in wanted}
+    for i in np.flatnonzero(np.isin(models, wanted) & np.isin(atom, list(ATOMS))).tolist():
         altloc, resname, chain, number, icode = (str(part[i]) for part in text)
         if resname in WATERS:
             continue
@@ -266,5 +265,5 @@ def read_cif(content: bytes, model: int, binary: bool = False) -> tuple[Atoms | 
             raise ValueError(f"atom {i + 1} ({resname} {number}): its number or coordinates are not numbers") from None
         words = (altloc, resname, chain, place, icode, "")
         factors = (_number(occupancy[i], 1.0), _number(bfactor[i], 0.0))
-        rows.append((i + 1, bool(hetero[i]), *ATOMS[str(atom[i])], *words, 0, coord, *factors))
-    return _columns(rows), len(order)
+        rows[str(models[i])].append((i + 1, bool(hetero[i]), *ATOMS[str(atom[i])], *words, 0, coord, *factors))
+    return [_columns(part) for part in rows.values()], len(order)
