@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.splits import chosen_rows, drawn_batches
 from manifoldflow.tasks.dna.alphabet import reverse_complement
 from manifoldflow.tasks.dna.flow import DnaConfig, build, to_state
 from manifoldflow.tasks.dna.sequences import SequenceSet
@@ -57,32 +58,28 @@ def fit_flow(
 
 def batches(
     flow: mf.Flow, data: SequenceSet, size: int, seed: int, use_labels: bool, both_strands: bool
-) -> Callable[[int], Iterator[dict[str, Any]]]:
+) -> Callable[[int], Iterator[dict[str, Tensor]]]:
     """Rows drawn with replacement, the draws of a step depending on the seed and the step alone."""
     is_full = bool(data.mask.all())
 
-    def after(step: int) -> Iterator[dict[str, Any]]:
-        while True:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-            rows = torch.randint(len(data), (size,), generator=generator)
-            tokens, mask = data.tokens[rows], data.mask[rows]
-            if both_strands:
-                turned = torch.rand(size, 1, generator=generator) < 0.5
-                tokens = torch.where(turned, reverse_complement(tokens, mask), tokens)
-            batch: dict[str, Any] = {"x": to_state(flow, tokens)}
-            if not is_full:
-                batch["mask"] = mask
-            if use_labels and data.labels is not None:
-                batch["cond"] = data.labels[rows]
-            yield batch
-            step += 1
+    def make(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        tokens, mask = data.tokens[rows], data.mask[rows]
+        if both_strands:
+            turned = torch.rand(size, 1, generator=generator) < 0.5
+            tokens = torch.where(turned, reverse_complement(tokens, mask), tokens)
+        batch = {"x": to_state(flow, tokens)}
+        if not is_full:
+            batch["mask"] = mask
+        if use_labels and data.labels is not None:
+            batch["cond"] = data.labels[rows]
+        return batch
 
-    return after
+    return drawn_batches(len(data), size, seed, make)
 
 
 def validation_score(val: SequenceSet, use_labels: bool) -> Callable[[mf.Flow], float]:
     """The cross-entropy of validation sequences, with the same times and noise every time."""
-    rows = torch.randperm(len(val), generator=torch.Generator().manual_seed(0))[:VALIDATION_ROWS]
+    rows = chosen_rows(len(val), VALIDATION_ROWS)
 
     def score(flow: mf.Flow) -> float:
         generator = torch.Generator().manual_seed(1)

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.runs import configured, load_model
 from manifoldflow.tasks.dna.autoregressive import CausalConvNet, LeftToRight
 from manifoldflow.tasks.dna.model import STACK, ConvNet, Transformer
 
 Representation = Literal["dirichlet", "fisher_rao", "linear", "masking", "uniform", "autoregressive"]
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
+
+BUILDER = "manifoldflow.tasks.dna.flow:build"
+"""What checkpoints call :func:`build`."""
 
 DEFAULT_CHECKPOINT = "dna_ctcf_pu1"
 """The embedded flow that is meant where none is named."""
@@ -102,11 +106,7 @@ class RandomPieces:
 
 def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
     """A sequence flow from its configuration (or the dict that a checkpoint holds)."""
-    if isinstance(config, dict):
-        try:
-            config = DnaConfig(**config)
-        except TypeError as error:
-            raise ValueError(f"sequence flow configuration: {str(error).split('__init__() ')[-1]}") from None
+    config = configured(DnaConfig, config, "sequence flow")
     k, kind = len(config.alphabet), config.representation
     spaces: Any = mf.Simplex(k, metric="flat" if kind == "linear" else "fisher_rao")
     options: dict[str, Any] = {"predicts": "logits", "path": mf.Geodesic(own_evidence=kind == "fisher_rao")}
@@ -125,7 +125,7 @@ def build(config: DnaConfig | dict[str, Any]) -> mf.Flow:
     if config.pin_share > 0 and kind != "autoregressive":  # which sees all that is to the left as it is anyway
         options["pin"] = RandomPieces(config.pin_share)
     flow = mf.Flow(spaces, _network(config), **options)
-    flow.builder, flow.config = "manifoldflow.tasks.dna.flow:build", asdict(config)
+    flow.builder, flow.config = BUILDER, asdict(config)
     return flow
 
 
@@ -202,10 +202,8 @@ def load_flow(checkpoint: str | Path) -> tuple[mf.Flow, DnaConfig]:
         FileNotFoundError: no such file, folder or name.
         ValueError: the checkpoint is of another task.
     """
-    flow = mf.load(checkpoint)
-    if flow.builder != "manifoldflow.tasks.dna.flow:build":
-        raise ValueError(f"{checkpoint} is no sequence flow (it was built by {flow.builder})")
-    return flow, DnaConfig(**(flow.config or {}))
+    flow, _ = load_model(checkpoint, BUILDER, "sequence flow")
+    return flow, configured(DnaConfig, flow.config, "sequence flow")
 
 
 def class_name(config: DnaConfig, label: str | None) -> str | None:

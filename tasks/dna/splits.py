@@ -1,23 +1,13 @@
 """Random splits in which equal sequences stay together."""
 
-from typing import NamedTuple
-
 import torch
-from torch import Tensor
 
+from manifoldflow.tasks.common.splits import Split
 from manifoldflow.tasks.dna.alphabet import reverse_complement
 from manifoldflow.tasks.dna.sequences import SequenceSet
 
 SHARES = (0.8, 0.1)
 """For training and validation; the rest is for testing."""
-
-
-class Split(NamedTuple):
-    """Row numbers of the parts."""
-
-    train: Tensor
-    val: Tensor
-    test: Tensor
 
 
 def split(data: SequenceSet, seed: int = 0) -> Split:
