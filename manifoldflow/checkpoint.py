@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from manifoldflow.files import atomic
 from manifoldflow.registry import find_builder
 from manifoldflow.version import __version__
 
@@ -54,7 +53,6 @@ def save(flow: nn.Module, path: str | Path, training: dict[str, Any] | None = No
         training: JSON-able facts about the run (command, seed, steps, wall time, hardware).
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     weights, shared = _distinct(flow.state_dict())
     metadata = {
         "format": FORMAT,
@@ -65,14 +63,8 @@ def save(flow: nn.Module, path: str | Path, training: dict[str, Any] | None = No
     }
     if shared:
         metadata["shared"] = json.dumps(shared)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(weights, temporary, metadata=metadata)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic(path) as fresh:
+        save_file(weights, fresh, metadata=metadata)
     return path
 
 

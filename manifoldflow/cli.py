@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PROG = "manifoldflow"
 USAGE = f"usage: {PROG} VERB TASK [options]"
-USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
+USER_ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError, FloatingPointError)
 
 # The parser's messages, reworded for people who did not write the program. A message that matches none stays as it is.
 _REWORDED = (

@@ -329,6 +329,15 @@ def test_a_task_of_another_package_declares_its_builders_and_any_module_can_be_s
     assert "cannot import its builder" in fails(altered(path, builder="elsewhere.models:made"))
 
 
+@pytest.mark.parametrize("config", [None, "victim.txt", ["victim.txt"], 7, True])
+def test_only_a_table_of_settings_reaches_a_builder(foreign: types.ModuleType, tmp_path: Path, config: Any) -> None:
+    net, called = nn.Linear(3, 2), []
+    net.builder, net.config = "elsewhere.models:make", config  # type: ignore[assignment]
+    path = mf.save(net, tmp_path / "net.safetensors")
+    sys.modules["elsewhere.models"].make = called.append  # type: ignore[attr-defined]
+    assert "expected a table of settings" in fails(path) and not called
+
+
 @pytest.mark.parametrize("made", [None, "text", 7, [1]])
 def test_a_builder_that_makes_no_module_is_named(foreign: types.ModuleType, tmp_path: Path, made: Any) -> None:
     net = nn.Linear(3, 2)

@@ -29,9 +29,9 @@ _layer("sampling", sees="paths coupling")
 _layer("flow", "gflownet", sees="sampling nn")
 _layer("guidance", sees="flow gflownet")
 _layer("checkpoint", sees="registry version files")
-_layer("reflow", sees="flow gflownet")
-_layer("curves", sees="files")
-_layer("training", sees="checkpoint curves flow gflownet")
+_layer("training", sees="checkpoint manifolds discrete")
+_layer("curves", sees="training")
+_layer("reflow", sees="flow gflownet training")
 _layer("testing", sees="flow gflownet")
 _layer("cli", sees="registry version")  # nothing else is needed, so the help is quick
 _layer("serving", sees="checkpoint")
@@ -175,7 +175,7 @@ def test_the_search_for_circles_finds_one_through_a_lazy_import(tmp_path: Path) 
         ("manifolds/sphere.py", "def f():\n    import manifoldflow.training"),
         ("paths/geodesic.py", "from manifoldflow import coupling"),
         ("paths/geodesic.py", "from manifoldflow import Sphere"),
-        ("training.py", "import manifoldflow.tasks.proteins"),
+        ("training/fit.py", "import manifoldflow.tasks.proteins"),
         ("cli.py", "import importlib\nimportlib.import_module('manifoldflow.tasks.proteins')"),
         ("cli.py", "from manifoldflow.training import fit"),
     ],

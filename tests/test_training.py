@@ -1,12 +1,10 @@
 """Training: runs that can be stopped anywhere and continued, on one process or several, with the same curve."""
 
 import copy
-import csv
 import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,66 +18,28 @@ from torch import Tensor, nn
 import manifoldflow as mf
 from manifoldflow import checkpoint, training
 from manifoldflow.state import masked_mean
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import TrainConfig, fit, keeper
+from testkit.runs import (
+    SPHERE,
+    batch,
+    batches,
+    config,
+    curve,
+    environment,
+    interrupted_at,
+    rows,
+    script,
+    sphere_flow,
+    weights,
+)
 
-TESTS = Path(__file__).resolve().parent
-SPHERE = mf.Sphere(3)
 PLOT = training.plot_losses
-CURVE = ("step", "loss", "flow", "rate", "val_loss")
-
-
-def config(**changes: Any) -> TrainConfig:
-    quick = dict(log_every=1, checkpoint_every=5, warmup_steps=3, progress=False, accelerator="cpu", max_steps=20)
-    return TrainConfig(**(quick | changes))
-
-
-def sphere_flow() -> mf.Flow:
-    torch.manual_seed(0)
-    return mf.Flow(SPHERE, mf.nn.TangentMLP(SPHERE, width=16, depth=2))
-
-
-def batch(step: int) -> dict[str, Tensor]:
-    return {"x": SPHERE.sample_uniform((8,), generator=torch.Generator().manual_seed(step))}
-
-
-def batches(start: int) -> Iterator[dict[str, Tensor]]:
-    """Endless, each step's batch from its number alone."""
-    step = start
-    while True:
-        yield batch(step)
-        step += 1
-
-
-def interrupted_at(step: int, act: Callable[[], None]) -> Callable[[int], Iterator[dict[str, Tensor]]]:
-    """The same batches, and something happens when that of ``step`` is asked for."""
-
-    def make(start: int) -> Iterator[dict[str, Tensor]]:
-        for number, item in enumerate(batches(start), start):
-            if number == step:
-                act()
-            yield item
-
-    return make
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def curve(folder: Path) -> list[list[float]]:
-    """The rows without clocks."""
-    return [[float(row[k]) for k in CURVE if row.get(k)] for row in rows(folder)]
-
-
-def weights(folder: Path) -> Tensor:
-    return torch.cat([v.flatten() for _, v in sorted(load_file(folder / "model.safetensors").items())])
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """The picture takes longer than the run; one test asks for it."""
-    monkeypatch.setattr(training, "plot_losses", lambda folder: None)
+    monkeypatch.setattr(keeper, "plot_losses", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +48,6 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("straight")
     fit(sphere_flow(), batches, config(), out=folder)
     return folder
-
-
-def script(path: Path, body: str) -> list[str]:
-    """A program that imports the definitions of this file."""
-    path.write_text(f"import sys\nsys.path[:0] = [{str(TESTS.parent)!r}, {str(TESTS)!r}]\n{body}\n")
-    return [sys.executable, str(path)]
-
-
-def environment() -> dict[str, str]:
-    inherited = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "RANK")}
-    return inherited | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 # ---------------------------------------------------------------- stop and continue
@@ -201,7 +150,7 @@ def test_ctrl_c_at_any_place_of_a_step_keeps_the_curve(
         "forward": (mf.Flow, "loss_of", 8),
         "optimiser": (torch.optim.AdamW, "step", 8),
         "average": (torch, "_foreach_lerp_", 8),
-        "curve": (training._Keeper, "_log", 8),
+        "curve": (keeper.Keeper, "_log", 8),
         "saving": (os, "replace", 6),
     }
     source: Any = interrupted_at(8, press) if place == "data" else batches
