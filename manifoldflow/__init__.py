@@ -17,6 +17,7 @@ from manifoldflow.distributions import (
     VonMisesFisher,
     WrappedNormal,
 )
+from manifoldflow.field import Field
 from manifoldflow.flow import Flow
 from manifoldflow.manifolds import (
     SO3,
@@ -48,6 +49,7 @@ from manifoldflow.paths import (
     Linear,
     Masking,
     MetricJump,
+    Path,
     PathPoint,
     Polynomial,
     Premetric,
@@ -55,7 +57,18 @@ from manifoldflow.paths import (
     StochasticInterpolant,
     UniformJump,
 )
-from manifoldflow.sampling import SDE, Adaptive, linear_grid, ode_kernel, simulate
+from manifoldflow.sampling import (
+    SDE,
+    Adaptive,
+    Move,
+    RandomWalk,
+    Trajectory,
+    linear_grid,
+    ode_kernel,
+    simulate,
+    trajectory_log_prob,
+)
+from manifoldflow.state import Shared
 from manifoldflow.version import __version__
 
 __all__ = [
@@ -80,6 +93,7 @@ __all__ = [
     "DirichletPath",
     "Euclidean",
     "Exponential",
+    "Field",
     "Flow",
     "Geodesic",
     "HalfSpace",
@@ -93,19 +107,24 @@ __all__ = [
     "MetricJump",
     "MinibatchOT",
     "Mixture",
+    "Move",
     "Normal",
+    "Path",
     "PathPoint",
     "PoincareBall",
     "Polynomial",
     "Premetric",
+    "RandomWalk",
     "ReflectedNormal",
     "ReflectedSimplex",
+    "Shared",
     "Simplex",
     "Sphere",
     "SphericalBridge",
     "StochasticInterpolant",
     "Tokens",
     "Torus",
+    "Trajectory",
     "Uniform",
     "UniformJump",
     "UnitQuaternion",
@@ -120,4 +139,5 @@ __all__ = [
     "ode_kernel",
     "save",
     "simulate",
+    "trajectory_log_prob",
 ]

@@ -6,7 +6,7 @@ It may permute or rotate x0; it never changes the law of either side.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Coupling(Protocol):
 @dataclass(frozen=True)
 class Independent:
     """Leave the pairs as they were drawn."""
+
+    is_independent: ClassVar[bool] = True
 
     def __call__(self, x0: State, x1: State, **_: Any) -> tuple[State, State]:
         return x0, x1

@@ -14,16 +14,13 @@ the distillation of Dirichlet flow matching (Stark et al. 2024, section 3.5), fo
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from manifoldflow.discrete import Tokens
 from manifoldflow.flow import Flow
-from manifoldflow.paths import DirichletPath, SphericalBridge
-from manifoldflow.sampling.steps import Step
 from manifoldflow.state import State, fields, first_tensor, like, map_state, masked_mean, where_mask
 
 
@@ -76,7 +73,7 @@ def make_pairs(
     n: int | Sequence[int] | None = None,
     *,
     steps: int = 100,
-    method: str | Step = "euler",
+    method: Any = "euler",
     batch_size: int = 1024,
     mask: Tensor | None = None,
     cond: Any = None,
@@ -108,8 +105,6 @@ def make_pairs(
     if n is not None and min(shape, default=0) < 1:
         raise ValueError(f"the number and size of pairs must be at least 1, got {n}")
     count = shape[0] if x0 is None else first_tensor(x0).shape[0]
-    parameter = next(flow.parameters(), None)
-    device = parameter.device if parameter is not None else None
     was_training = flow.training
     flow.eval()
     parts: list[Pairs] = []
@@ -117,12 +112,8 @@ def make_pairs(
         for at in range(0, count, batch_size):
             rows = slice(at, min(at + batch_size, count))
             m, c = _take(mask, rows), _take(cond, rows)
-            start = (
-                flow.draw_source((rows.stop - at, *shape[1:]), mask=m, generator=generator, device=device)
-                if x0 is None
-                else _take(x0, rows)
-            )
-            end = flow.sample(x0=start, steps=steps, method=method, mask=m, cond=c, generator=generator)
+            given = {"shape": (rows.stop - at, *shape[1:])} if x0 is None else {"x0": _take(x0, rows)}
+            start, end = flow.sample_pairs(**given, steps=steps, method=method, mask=m, cond=c, generator=generator)
             parts.append(Pairs(start, end, m, c))
             if callback is not None:
                 callback(rows.stop, count)
@@ -152,7 +143,7 @@ def straightness(flow: Flow, pairs: Pairs, *, times: int = 20, batch_size: int =
     """
     if times < 1:
         raise ValueError(f"times must be at least 1, got {times}")
-    paths = {n: replace(p, sample_schedule=None) if hasattr(p, "sample_schedule") else p for n, p in flow.path.items()}
+    paths = {n: p.on_training_clock() for n, p in flow.path.items()}
     was_training = flow.training
     flow.eval()
     totals: dict[str, Tensor] = {}
@@ -281,19 +272,12 @@ def reflow(
             Dirichlet path but for ``times="start"``.
     """
     config = config or ReflowConfig()
-    for name, path in flow.path.items():
-        if isinstance(path.space, Tokens) or isinstance(path, SphericalBridge):
-            raise ValueError(f"field {name!r}: a sample of {type(path).__name__} is no function of its source point")
-        if isinstance(path, DirichletPath) and config.times != "start":
-            raise ValueError(
-                f"field {name!r}: DirichletPath draws its points without the source point; distil with times='start'"
-            )
     student = copy.deepcopy(flow).train()
-    # The target of a pair is its own velocity: an average over the batch is for independent pairs.
-    student.path = {
-        n: replace(p, average_targets=False) if getattr(p, "average_targets", False) else p
-        for n, p in student.path.items()
-    }
+    for name, path in student.path.items():
+        try:
+            student.path[name] = path.for_pairs(only_start=config.times == "start")
+        except ValueError as error:
+            raise ValueError(f"field {name!r}: {error}") from None
     averaged = copy.deepcopy(student).requires_grad_(False)
     trained = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)

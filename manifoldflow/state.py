@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -11,6 +12,63 @@ State = Tensor | dict[str, Tensor]
 
 SINGLE = "x"
 """The field name that a bare tensor gets inside the library."""
+
+
+class Move(NamedTuple):
+    """A step that was made.
+
+    Attributes:
+        x: where it ended: a tensor of one field, or a state.
+        carry: what the kernel wants back at its next step (self-conditioning, weights of particles); None for nothing.
+        log_prob: log-probability of the step, ``(B,)``, or None if it was not asked for or has none.
+    """
+
+    x: Any
+    carry: Any = None
+    log_prob: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A part of ``cond=`` that all samples share.
+
+    Every other tensor of a condition has the batch as its first axis and is cut, repeated and permuted with the samples.
+
+    Args:
+        value: tensor of any shape; the model gets it as it is.
+    """
+
+    value: Tensor
+
+
+def bare(cond: Any) -> Any:
+    """A condition as the model gets it: shared parts without their mark."""
+    if isinstance(cond, Shared):
+        return cond.value
+    return {k: bare(v) for k, v in cond.items()} if isinstance(cond, Mapping) else cond
+
+
+def map_cond(function: Callable[[Tensor], Tensor], cond: Any, batch: int) -> Any:
+    """Apply ``function`` to the parts of a condition that belong to the samples: its tensors with a first axis.
+
+    Args:
+        function: ``(batch, ...) -> (other, ...)``, such as a choice of rows.
+        cond: a tensor, a mapping of conditions, :class:`Shared`, or anything else, which is left alone.
+        batch: number of samples.
+
+    Raises:
+        ValueError: a tensor's first axis is not the batch; :class:`Shared` says that it belongs to all.
+    """
+    if isinstance(cond, Mapping):
+        return {key: map_cond(function, value, batch) for key, value in cond.items()}
+    if not isinstance(cond, Tensor) or cond.ndim == 0:
+        return cond
+    if cond.shape[0] != batch:
+        raise ValueError(
+            f"cond holds a tensor of shape {tuple(cond.shape)} for {batch} samples: its first axis must be the batch; "
+            "wrap what all samples share in mf.Shared(...)"
+        )
+    return function(cond)
 
 
 def fields(state: Any) -> dict[str, Any]:
@@ -34,12 +92,19 @@ def first_tensor(state: State) -> Tensor:
     return next(iter(fields(state).values()))
 
 
-def float_dtype(state: State) -> torch.dtype:
-    """The dtype of times beside the state: that of its first field of floating point, torch's default if all are tokens."""
+@overload
+def float_dtype(state: State) -> torch.dtype: ...
+@overload
+def float_dtype(state: State, default: None) -> torch.dtype | None: ...
+
+
+def float_dtype(state: State, default: Any = ...) -> torch.dtype | None:
+    """The dtype of times beside the state: that of its first field of floating point; torch's own (or ``default``) if all are
+    tokens."""
     for value in fields(state).values():
         if value.is_floating_point():
             return value.dtype
-    return torch.get_default_dtype()
+    return torch.get_default_dtype() if default is ... else default
 
 
 def expand_mask(mask: Tensor, value: Tensor) -> Tensor:

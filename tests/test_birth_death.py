@@ -288,9 +288,9 @@ def test_a_rate_shift_multiplies_the_births():
     x, shift = torch.zeros(n, 1, dtype=torch.int64), torch.full((n, 1, 41), math.log(1.5))
     t, s = torch.tensor(0.0), torch.tensor(0.2)
     g = torch.Generator().manual_seed(0)
-    moved = path.advance(pred.expand(n, 1, 41), x, t, s, shift=shift, generator=g).float()
+    moved = path.advance(pred.expand(n, 1, 41), x, t, s, shift=shift, generator=g).x.float()
     assert abs(moved.mean() - 6.0) < 0.08 and abs(moved.var() - 6.0) < 0.3  # Poisson(1.5 * 0.2 * 20)
-    plain = path.advance(pred.expand(n, 1, 41), x, t, s, generator=g).float()
+    plain = path.advance(pred.expand(n, 1, 41), x, t, s, generator=g).x.float()
     assert abs(plain.mean() - 4.0) < 0.06 and abs(plain.var() - 3.2) < 0.15  # Binomial(20, 0.2)
 
 

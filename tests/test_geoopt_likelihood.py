@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifoldflow.distributions.uniform import Uniform
 from manifoldflow.distributions.wrapped_normal import WrappedNormal
 from manifoldflow.flow import Flow
 from manifoldflow.manifolds.adapter import FromGeoopt
@@ -235,8 +236,9 @@ def test_what_has_no_density_says_so():
     stiefel = FromGeoopt(geoopt.CanonicalStiefel(), (4, 2))
     with pytest.raises(NotImplementedError, match="volume element"):
         stiefel.frame_moves(stiefel.origin((2,), dtype=F64))
+    assert Flow(PLANES[0], model=FrameMLP(PLANES[0], 8, 1)).sample(2).isfinite().all()  # from a wrapped normal
     with pytest.raises(ValueError, match="infinite volume"):
-        Flow(PLANES[0], model=FrameMLP(PLANES[0], 8, 1)).sample(2)
+        Flow(PLANES[0], model=FrameMLP(PLANES[0], 8, 1), source=Uniform()).sample(2)
     with pytest.raises(ValueError, match="conjugate points"):
         NormalCoordinates(FromGeoopt(geoopt.Sphere(), (3,)))
     with pytest.raises(ValueError, match="curvature must be negative"):

@@ -181,7 +181,7 @@ def test_an_euler_step_follows_the_noise_level_exactly():
     path = StochasticInterpolant(noise=Bridge(0.3)).bind(mf.Euclidean(2))
     pred = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]], dtype=DOUBLE)
     t, s = torch.tensor(0.0, dtype=DOUBLE), torch.tensor(0.5, dtype=DOUBLE)
-    moved = path.advance(pred, torch.zeros(1, 2, dtype=DOUBLE), t, s)
+    moved = path.advance(pred, torch.zeros(1, 2, dtype=DOUBLE), t, s).x
     assert (moved - torch.tensor([[0.5, 0.6]], dtype=DOUBLE)).abs().max() < 1e-12
 
 

@@ -92,7 +92,7 @@ def test_the_first_order_of_a_leap_is_the_generator(case, corrector):
             time + h,
             how=mf.Jumps(leap="tau", corrector=corrector),
             generator=torch.Generator().manual_seed(start),
-        )
+        ).x
         rates = path.rates(logits.softmax(-1).expand(1, -1), x[0], time[None], corrector=corrector)[0]
         found = torch.bincount(moved.flatten(), minlength=space.size) / n
         here = (torch.arange(space.size) == start).float()
@@ -106,10 +106,12 @@ def test_the_number_of_jumps_in_a_step_is_poisson(h):
     path, n, t = mf.UniformJump().bind(mf.Tokens(2)), 200_000, 0.6
     logits, time = torch.tensor([0.0, 1.0]), torch.tensor(t)
     x = torch.zeros(n, 1, dtype=torch.int64)
-    moved = path.advance(logits.expand(n, 1, 2), x, time, time + h, how=TAU, generator=torch.Generator().manual_seed(0))
+    moved = path.advance(
+        logits.expand(n, 1, 2), x, time, time + h, how=TAU, generator=torch.Generator().manual_seed(0)
+    ).x
     mean = -math.log(1 - h / (1 - t)) * float(logits.softmax(-1)[1])
     assert abs(moved.double().mean() - mean * math.exp(-mean)) < 5e-3
-    exact = path.advance(logits.expand(n, 1, 2), x, time, time + h, generator=torch.Generator().manual_seed(0))
+    exact = path.advance(logits.expand(n, 1, 2), x, time, time + h, generator=torch.Generator().manual_seed(0)).x
     assert exact.double().mean() > moved.double().mean()
 
 
@@ -159,8 +161,8 @@ def test_a_rate_shift_multiplies_the_jumps(dtype):
     t, s = torch.tensor(0.2), torch.tensor(0.21)
     g = torch.Generator().manual_seed(0)
     logits = torch.zeros(n, 1, 3, dtype=dtype)
-    plain = path.advance(logits, x, t, s, how=TAU, generator=g)
-    more = path.advance(logits, x, t, s, how=TAU, generator=g, shift=shift.expand(n, 1, 3))
+    plain = path.advance(logits, x, t, s, how=TAU, generator=g).x
+    more = path.advance(logits, x, t, s, how=TAU, generator=g, shift=shift.expand(n, 1, 3)).x
     ratio = (more == 1).float().mean() / (plain == 1).float().mean()
     assert abs(ratio - 4) < 0.5 and abs((more == 0).float().mean() / (plain == 0).float().mean() - 1) < 0.15
 

@@ -26,6 +26,10 @@ class Tokens:
 
     event_ndim: ClassVar[int] = 0
     tangent_ndim: ClassVar[int] = 0
+    is_discrete: ClassVar[bool] = True
+    has_corners: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False
+    is_centered: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.categories < 2:
@@ -77,6 +81,14 @@ class Tokens:
         if bool(is_off.any()):
             where = is_off.nonzero()[0].tolist()
             raise ValueError(f"token {int(x[tuple(where)])} at {where} is not one of the {top} of {self}")
+
+    def center(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens as they are: they have no mean."""
+        return x
+
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """1 where two tokens differ, 0 where they are equal, ``(...)``: summed over a sequence, the Hamming distance."""
+        return (x != y).to(torch.get_default_dtype())
 
     def one_hot(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Tokens as corners of the simplex, ``(..., size)``."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class Normal(Distribution):
 
     scale: float = 1.0
     manifold: Manifold | None = None
+
+    is_gaussian: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.scale > 0:

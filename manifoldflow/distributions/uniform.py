@@ -1,6 +1,7 @@
 """The uniform distribution of a compact manifold."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Uniform(Distribution):
     """
 
     manifold: Manifold | None = None
+
+    is_uniform: ClassVar[bool] = True
 
     def _draw(
         self,

@@ -18,7 +18,7 @@ class Guided(Flow):
 
     def __init__(self, flow: Flow, model: nn.Module | None = None) -> None:
         super().__init__(
-            flow.spaces,
+            like(flow.fields, flow.spaces),
             model if model is not None else flow.model,
             source=like(flow.source, flow.spaces),
             path=like(flow.path, flow.spaces),
@@ -27,6 +27,7 @@ class Guided(Flow):
             auxiliary=flow.auxiliary,
             self_condition=flow.self_condition,
             pin=flow.pin,
+            clocks=flow.clocks,
             time_range=flow.time_range,
             time_warp=flow.time_warp,
         )

@@ -37,7 +37,7 @@ class _Blend(nn.Module):
     def forward(
         self,
         x: State,
-        t: Tensor,
+        t: Any,
         *,
         mask: Tensor | None = None,
         cond: Any = None,
@@ -49,7 +49,9 @@ class _Blend(nn.Module):
         if isinstance(self.scale, int | float) and self.scale == 1:
             return with_cond
         without = self.flow.predict(x, t, mask=mask, previous=previous)
-        weight = self.scale(t) if callable(self.scale) else self.scale
+        # with clocks the scale is a function of the earliest of the fields' times
+        time = torch.stack([v.reshape(len(v), -1).amin(-1) for v in t.values()]).amin(0) if isinstance(t, dict) else t
+        weight = self.scale(time) if callable(self.scale) else self.scale
         made, bare = fields(with_cond), fields(without)
         mixed = {}
         for name, value in made.items():

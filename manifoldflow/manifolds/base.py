@@ -40,6 +40,8 @@ class Manifold(Laws, Views):
 
     event_ndim: ClassVar[int] = 1
     tangent_ndim: ClassVar[int] = 1
+    is_discrete: ClassVar[bool] = False
+    has_corners: ClassVar[bool] = False  # points may be categories, and networks may predict logits of them
 
     if TYPE_CHECKING:  # not a real property: a subclass may make it a dataclass field
 

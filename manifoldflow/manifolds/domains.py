@@ -22,6 +22,7 @@ from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Flat
+from manifoldflow.manifolds.laws import expand, image_numbers, log_normal, over_batch
 from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.numerics import dot, in_full_precision, tiny_square
 
@@ -112,6 +113,17 @@ class Box(Domain):
     def corners(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """``lower`` and ``upper`` in the dtype and on the device of ``like``."""
         return like.new_tensor(self.lower), like.new_tensor(self.upper)
+
+    def log_pushed_normal(
+        self, x: Tensor, mean: Tensor, scale: float | Tensor, y: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The product over the coordinates, each the sum over the mirror images of ``y`` in both walls."""
+        low, high = self.corners(x)
+        side, s = high - low, over_batch(scale, y, y.ndim - 1)
+        turns = image_numbers(scale, 2 * min(b - a for a, b in zip(self.lower, self.upper, strict=True)), x)
+        both = torch.stack([y, 2 * low - y], -1).unsqueeze(-1) + (2 * side).unsqueeze(-1).unsqueeze(-1) * turns
+        off = both.flatten(-2) - (x + mean).unsqueeze(-1)
+        return log_normal(off**2, expand(expand(s)), 1).logsumexp(-1).sum(-1)
 
     def origin(
         self, shape: tuple[int, ...] = (), *, dtype: torch.dtype | None = None, device: torch.device | str | None = None

@@ -1,5 +1,6 @@
 """Flat space, and flat space without its translations."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Linear
+from manifoldflow.manifolds.laws import LOG_2PI
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,16 @@ class Centered(Linear, Manifold):
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         return self.base.tangent_basis(x)
+
+    def log_pushed_normal(
+        self, x: Tensor, mean: Tensor, scale: float | Tensor, y: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """On the mean-free subspace of dimension (n - 1) d of a set of n real points: one value per set, ``(...)`` without N."""
+        off = self.center(y - x - mean, mask)
+        count = off.new_full(off.shape[:-2], off.shape[-2]) if mask is None else mask.sum(-1).to(off.dtype)
+        freedom = (count - 1).clamp_min(0) * off.shape[-1]
+        log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
+        return -0.5 * off.square().sum((-1, -2)) / scale**2 - freedom * (log_scale + 0.5 * LOG_2PI)
 
     def residual(self, x: Tensor) -> Tensor:
         return x.mean(-2, keepdim=True).norm(dim=-1).expand(x.shape[:-1])

@@ -107,6 +107,42 @@ class Laws:
         volume = volume.clamp_min(0.5 * math.log(torch.finfo(x.dtype).tiny))
         return (log_normal(images.square(), s, self.dim) - volume).logsumexp(-1)
 
+    def log_pushed_normal(
+        self: Any, x: Tensor, mean: Tensor, scale: float | Tensor, y: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        r"""Log-density at y of :math:`\exp_x u, u \sim N(\mathrm{mean}, \mathrm{scale}^2 I)`, by the volume: the law of a step
+        with noise. ``(...)``, or one value per set on mean-free spaces.
+
+        The sum over the tangents that lead to y, each divided by the volume factor of exp there, as for
+        :meth:`log_wrapped_normal`.
+
+        Args:
+            x, y: points ``(..., *event)``.
+            mean: tangent at x.
+            scale: standard deviation: a number, or ``(...)`` over leading batch axes.
+            mask: bool of real elements, for spaces whose elements are not independent.
+
+        Raises:
+            ValueError: the manifold has walls or folds.
+        """
+        self._need_homogeneous("a step with noise has no closed-form density")
+        u = self.log(x, y)
+        s = over_batch(scale, u, u.ndim - self.tangent_ndim)
+        if self.closed_geodesic is None:
+            off = u - mean
+            return log_normal(self.inner(x, off, off), s, self.dim) - self.log_exp_volume(x, u)
+        n, axis = self.tangent_ndim, u.ndim - self.tangent_ndim
+        squared = self.inner(x, u, u)
+        is_zero = squared <= 0
+        r = torch.where(is_zero, 0.0, squared.where(~is_zero, 1.0).sqrt()).unsqueeze(-1)
+        images = r + self.closed_geodesic * image_numbers(scale, self.closed_geodesic, r)
+        unit = u / r.clamp_min(torch.finfo(u.dtype).tiny ** 0.5).reshape(r.shape[:-1] + (1,) * n)
+        along = unit.unsqueeze(axis) * images.reshape(images.shape + (1,) * n)
+        at = x.unsqueeze(x.ndim - self.event_ndim)
+        off = along - mean.unsqueeze(axis)
+        volume = self.log_exp_volume(at, along).clamp_min(0.5 * math.log(torch.finfo(u.dtype).tiny))
+        return (log_normal(self.inner(at, off, off), expand(s), self.dim) - volume).logsumexp(-1)
+
     def versine(self: Any, x: Tensor, y: Tensor) -> Tensor:
         r"""h of the laws :math:`c\, e^{-\kappa h}`: 1 - cos of the distance, by the sine of its half, which keeps the digits of
         small angles; ``(...)``."""
@@ -154,6 +190,13 @@ class Laws:
     def _need_homogeneous(self: Any, what: str) -> None:
         if not self.is_homogeneous:
             raise ValueError(f"{what} on {self}: its points do not all look the same")
+
+
+def over_batch(scale: float | Tensor, like: Tensor, axes: int) -> float | Tensor:
+    """A scale of leading batch axes with axes of size 1 for the rest of ``axes``; a single one stays as it is."""
+    if not isinstance(scale, Tensor) or scale.ndim == 0:
+        return scale
+    return scale.reshape(scale.shape + (1,) * (axes - scale.ndim))
 
 
 def expand(scale: float | Tensor) -> float | Tensor:

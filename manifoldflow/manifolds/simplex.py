@@ -40,6 +40,8 @@ class Simplex(Manifold):
     categories: int
     metric: Literal["fisher_rao", "flat"] = "fisher_rao"
 
+    has_corners: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.categories < 2:
             raise ValueError(f"Simplex: categories must be at least 2, got {self.categories}")

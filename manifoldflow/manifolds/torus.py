@@ -10,7 +10,7 @@ from torch import Tensor
 from manifoldflow.manifolds import radial
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Flat
-from manifoldflow.manifolds.laws import expand, image_numbers, log_normal
+from manifoldflow.manifolds.laws import expand, image_numbers, log_normal, over_batch
 from manifoldflow.numerics import in_full_precision, upcast
 
 
@@ -101,6 +101,14 @@ class Torus(Flat, Manifold):
         if isinstance(scale, Tensor):  # wider laws than the images reach are uniform to 1e-9
             value = torch.where(scale.unsqueeze(-1) > self.period, -math.log(self.period), value)
         return value.sum(-1)
+
+    def log_pushed_normal(
+        self, x: Tensor, mean: Tensor, scale: float | Tensor, y: Tensor, *, mask: Tensor | None = None
+    ) -> Tensor:
+        """The product over the circles."""
+        s = over_batch(scale, y, y.ndim - 1)
+        images = self.log(x, y).unsqueeze(-1) + self.period * image_numbers(scale, self.period, x)
+        return log_normal((images - mean.unsqueeze(-1)) ** 2, expand(expand(s)), 1).logsumexp(-1).sum(-1)
 
     def versine(self, x: Tensor, y: Tensor) -> Tensor:
         r""":math:`\sum_i 1 - \cos`, of the angles that make a turn a period."""

@@ -1,12 +1,14 @@
 """Conditional paths from source to data and their schedules."""
 
+from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point
 from manifoldflow.paths.birth_death import BirthDeath
 from manifoldflow.paths.dirichlet import DirichletPath
 from manifoldflow.paths.dirichlet_field import dirichlet_speed
-from manifoldflow.paths.geodesic import Geodesic, PathPoint
+from manifoldflow.paths.geodesic import Geodesic
+from manifoldflow.paths.how import Jumps
 from manifoldflow.paths.interpolant import Bridge, Bump, NoiseLevel, StochasticInterpolant
-from manifoldflow.paths.jumps import Jumps, Masking, UniformJump
-from manifoldflow.paths.logits import NoisyPoint
+from manifoldflow.paths.jumps import UniformJump
+from manifoldflow.paths.masking import Masking
 from manifoldflow.paths.metric_jump import MetricJump
 from manifoldflow.paths.premetric import Premetric
 from manifoldflow.paths.schedule import Cosine, Exponential, Late, Linear, Polynomial, Schedule
@@ -27,7 +29,9 @@ __all__ = [
     "MetricJump",
     "NoiseLevel",
     "NoisyPoint",
+    "Path",
     "PathPoint",
+    "Point",
     "Polynomial",
     "Premetric",
     "Schedule",
@@ -36,3 +40,10 @@ __all__ = [
     "UniformJump",
     "dirichlet_speed",
 ]
+
+
+def default_path(space: object) -> Path:
+    """The path of a space for which none is named: unmasking or uniform jumps of tokens, the geodesic of a manifold."""
+    if getattr(space, "is_discrete", False):
+        return Masking() if getattr(space, "mask", False) else UniformJump()
+    return Geodesic()

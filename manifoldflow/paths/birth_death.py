@@ -9,19 +9,22 @@ so that all counts are 0 at t = 0. Each unit that is still missing comes at the 
 .. math:: \lambda_t(x) = \frac{k'}{1 - k}\, E[x_1 - x_t | x_t = x].
 """
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from manifoldflow.discrete import Tokens, draw_categorical
+from manifoldflow.discrete import Tokens, draw_categorical, probabilities
 from manifoldflow.discrete.counts import Counts
 from manifoldflow.distributions.tokens import TokenSource
 from manifoldflow.manifolds.base import expand_time
-from manifoldflow.paths.jumps import Jumps
-from manifoldflow.paths.logits import NoisyPoint, mix_logits
+from manifoldflow.paths.base import NoisyPoint, Path
+from manifoldflow.paths.how import Jumps
+from manifoldflow.paths.jumps import check_forward
+from manifoldflow.paths.logits import mix_logits
 from manifoldflow.paths.schedule import Linear, Schedule
+from manifoldflow.state import Move
 
 Predicts = Literal["births", "logits"]
 
@@ -51,7 +54,7 @@ class NoCounts(TokenSource):
 
 
 @dataclass(frozen=True)
-class BirthDeath:
+class BirthDeath(Path):
     r"""Counts that grow from 0 to the data, one unit at a time (Santos et al. 2023).
 
     Args:
@@ -64,15 +67,16 @@ class BirthDeath:
         own_evidence: what a count says of its own data, :math:`\log \mathrm{Binomial}(x_t; x_1, k)`, is added to the network's
             logits, so that it need only learn what the other counts say. For logits.
         source: all 0.
-        tokens: the space, :class:`manifoldflow.discrete.counts.Counts`; filled in by the flow.
+        manifold: the space, :class:`manifoldflow.discrete.counts.Counts`; filled in by the flow.
     """
 
     schedule: Schedule = field(default_factory=Linear)
     predicts: Predicts = "logits"
     objective: Literal["elbo", "cross_entropy"] | None = None
     own_evidence: bool = False
-    source: TokenSource | None = None
-    tokens: Tokens | None = None
+
+    is_flow: ClassVar[bool] = False
+    jumps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.predicts not in ("births", "logits"):
@@ -82,7 +86,7 @@ class BirthDeath:
         if self.predicts == "births" and (self.objective == "cross_entropy" or self.own_evidence):
             raise ValueError("BirthDeath: cross_entropy and own_evidence are of logits, so they need predicts='logits'")
 
-    def bind(self, space: Tokens, predicts: str | None = None, source: TokenSource | None = None) -> "BirthDeath":
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
         """A copy on ``space``.
 
         Raises:
@@ -98,16 +102,12 @@ class BirthDeath:
         given: Any = predicts or self.predicts
         if given == "logits" and space.largest is None:
             raise ValueError("without a largest count there are no logits: use Counts(largest), or predicts='births'")
-        return replace(
-            self, predicts=given, tokens=self.tokens or space, source=(self.source or NoCounts()).bind(space)
-        )
+        return super().bind(space, given, source or self.source or NoCounts())
 
-    @property
-    def space(self) -> Counts:
-        """The space of a bound path."""
-        if not isinstance(self.tokens, Counts):
-            raise ValueError("this path has no space yet: use BirthDeath().bind(Counts(largest))")
-        return self.tokens
+    def check_method(self, how: Any) -> None:
+        """Counts jump: in their own way, or as :class:`Jumps` says."""
+        if how is not None and not isinstance(how, Jumps):
+            raise ValueError(f"counts jump: use method='euler' or method=Jumps(...) for them, not {how}")
 
     # ---------------------------------------------------------------- training
 
@@ -174,10 +174,6 @@ class BirthDeath:
 
     # ---------------------------------------------------------------- sampling
 
-    def posterior(self, probabilities: Tensor, x: Tensor) -> Tensor:
-        """Probabilities of the clean counts: those of :meth:`logits`, which know what is exceeded already."""
-        return probabilities
-
     def known(self, drawn: Tensor, x: Tensor) -> Tensor:
         """Draws of the clean counts, which are never below the present ones."""
         return torch.maximum(drawn, x)
@@ -191,9 +187,9 @@ class BirthDeath:
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-        how: Jumps | None = None,
         shift: Tensor | None = None,
-    ) -> Tensor:
+        how: Jumps | None = None,
+    ) -> Move:
         r"""Add units from time ``t`` to ``s`` with the prediction held fixed.
 
         From logits a clean count is drawn, and of the units that are missing each comes with probability
@@ -214,9 +210,74 @@ class BirthDeath:
         Raises:
             ValueError: the times fall, or a corrector, an order, or a temperature of no use is asked for.
         """
-        if (s < t).any() if s.device.type == "cpu" else False:
-            raise ValueError("counts have no backward sampler: the times must increase")
+        check_forward(t, s)
         how = how or Jumps()
+        leaps = self._leaps(shift, how)
+        f = self.schedule.fraction(t, s)
+        if not leaps:
+            born = self._thin(self._missing(pred, x, t, how, generator), f.expand(x.shape), generator)
+        else:
+            mean = self._shifted_births(pred, x, t, shift)
+            born = torch.poisson(f.to(mean.dtype) * mean, generator=generator).to(x.dtype)
+            if s.device.type != "cpu" or bool(s >= 1):
+                born = torch.where(s >= 1, self._missing(pred, x, t, how, generator), born)
+        moved = (x + born).clamp_max(self.space.categories - 1)
+        return Move(moved if mask is None else torch.where(mask, moved, x))
+
+    def is_random(self, how: Any = None) -> bool:
+        """Births are drawn."""
+        return True
+
+    def log_prob(
+        self,
+        pred: Tensor,
+        x: Tensor,
+        y: Tensor,
+        t: Tensor,
+        s: Tensor,
+        *,
+        shift: Tensor | None = None,
+        how: Jumps | None = None,
+    ) -> Tensor:
+        r"""Log-probability of every count's step, ``(...)``: from logits :math:`\sum_{x_1} p(x_1)\, \mathrm{Binomial}(y - x;
+        x_1 - x, f)`; from births the same of the two numbers next to :math:`\hat m`; of leaps Poisson."""
+        how = how or Jumps()
+        f = torch.as_tensor(expand_time(self.schedule.fraction(t, s), x, 0))
+        born = (y - x).to(torch.promote_types(pred.dtype, torch.float32))
+        if self._leaps(shift, how):
+            mean = self._shifted_births(pred, x, t, shift)
+            mean = (f.to(mean.dtype) * mean).clamp_min(torch.finfo(mean.dtype).tiny)
+            value = torch.special.xlogy(born, mean) - mean - torch.lgamma(born.clamp_min(0) + 1)
+            return torch.where(born < 0, -torch.inf, value)
+        if self.predicts == "births":
+            mean = self.births(pred, x, t)
+            low = mean.floor()
+            most, p = torch.stack([low, low + 1], -1), torch.stack([1 - (mean - low), mean - low], -1)
+        else:
+            logits = self.logits(pred, x, t)
+            p = probabilities(logits, how.temperature, how.top_p)
+            p = p / p.sum(-1, keepdim=True)
+            most = (torch.arange(self.space.size, device=x.device) - x.unsqueeze(-1)).to(p.dtype)
+        return (
+            _log_binomial(born.unsqueeze(-1).to(p.dtype), most, f.unsqueeze(-1).to(p.dtype)).add(p.log()).logsumexp(-1)
+        )
+
+    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """One trajectory at falling ``times``, ``(T, *x1.shape)``: every unit of ``x1`` is taken away once."""
+        seen, x, before = [], x1, torch.ones((), dtype=times.dtype, device=times.device)
+        for t in times.unbind(0):
+            k = self.schedule.k(t)
+            x = self._thin(x, k / before.clamp_min(1e-30), generator)
+            seen.append(x)
+            before = k
+        return torch.stack(seen)
+
+    def _leaps(self, shift: Tensor | None, how: Jumps) -> bool:
+        """Whether the number of births is Poisson.
+
+        Raises:
+            ValueError: what counts do not have.
+        """
         if how.has_corrector or how.order != "random":
             raise ValueError("BirthDeath takes leap, temperature and top_p of Jumps, no corrector and no order")
         leaps = how.leap == "tau" or shift is not None
@@ -224,18 +285,17 @@ class BirthDeath:
             raise ValueError(
                 "BirthDeath draws clean counts from logits at leap='exact' only: no temperature or top_p here"
             )
-        f = self.schedule.fraction(t, s)
-        if not leaps:
-            born = self._thin(self._missing(pred, x, t, how, generator), f.expand(x.shape), generator)
-        else:
-            mean = self.births(pred, x, t)
-            if shift is not None:
-                mean = mean * shift.gather(-1, (x + 1).clamp_max(shift.shape[-1] - 1).unsqueeze(-1)).squeeze(-1).exp()
-            born = torch.poisson(f.to(mean.dtype) * mean, generator=generator).to(x.dtype)
-            if s.device.type != "cpu" or bool(s >= 1):
-                born = torch.where(s >= 1, self._missing(pred, x, t, how, generator), born)
-        moved = (x + born).clamp_max(self.space.categories - 1)
-        return moved if mask is None else torch.where(mask, moved, x)
+        return leaps
+
+    def _shifted_births(self, pred: Tensor, x: Tensor, t: Tensor, shift: Tensor | None) -> Tensor:
+        mean = self.births(pred, x, t)
+        if shift is None:
+            return mean
+        return mean * shift.gather(-1, (x + 1).clamp_max(shift.shape[-1] - 1).unsqueeze(-1)).squeeze(-1).exp()
+
+    def guess(self, pred: Tensor, x: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Clean counts drawn from a prediction."""
+        return x + self._missing(pred, x, t, Jumps(), generator).clamp_min(0)
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
         r"""The blend of two predictions that guidance needs: logits of :math:`p_a^w p_b^{1-w}`, births
@@ -261,3 +321,11 @@ class BirthDeath:
         dtype = torch.float32 if largest is not None and largest < 2**24 else torch.float64
         share = share.to(dtype).clamp(0, 1).expand(count.shape).contiguous()
         return torch.binomial(count.to(dtype), share, generator=generator).to(count.dtype)
+
+
+def _log_binomial(k: Tensor, n: Tensor, p: Tensor) -> Tensor:
+    """log Binomial(k; n, p), minus infinity for k or n out of range; p = 0 and 1 too."""
+    can = (k >= 0) & (k <= n)
+    k, n = torch.where(can, k, 0.0), torch.where(can, n, 0.0)
+    ways = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+    return torch.where(can, ways + torch.special.xlogy(k, p) + torch.special.xlogy(n - k, 1 - p), -torch.inf)

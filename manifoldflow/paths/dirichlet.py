@@ -1,19 +1,20 @@
 """The Dirichlet path from the uniform law of the simplex to its corners (Stark et al. 2024)."""
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import expand_time
 from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.paths.base import NoisyPoint, Path
 from manifoldflow.paths.dirichlet_field import corner_speeds, dirichlet_speed
-from manifoldflow.paths.logits import NoisyPoint, cross_entropy, land
+from manifoldflow.paths.logits import cross_entropy, land
 
 
 @dataclass(frozen=True)
-class DirichletPath:
+class DirichletPath(Path):
     r"""Points :math:`x_t \sim \mathrm{Dir}(1 + (a - 1) e_i)` around the corner :math:`e_i` that is the data.
 
     The concentration a grows from 1, the uniform law, at t = 0 to ``most`` at t = 1. The network sees x_t and t and predicts
@@ -31,12 +32,14 @@ class DirichletPath:
         most: concentration at t = 1.
         power: :math:`a(t) = 1 + (most - 1)\, t^{power}`, at least 1.
         manifold: a :class:`manifoldflow.Simplex`, whose flat metric is used; :class:`manifoldflow.Flow` fills it in.
+        source: the uniform law.
     """
 
     most: float = 8.0
     power: float = 1.0
-    manifold: Simplex | None = None
     predicts: Literal["logits"] = "logits"
+
+    takes_coupling: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.most > 1:
@@ -44,29 +47,24 @@ class DirichletPath:
         if not self.power >= 1:
             raise ValueError(f"DirichletPath: power must be at least 1, got {self.power}")
 
-    def bind(self, manifold: Any, predicts: str | None = None) -> "DirichletPath":
-        """A copy on the simplex ``manifold``.
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
+        """A copy on the simplex ``space``, with the flat metric.
 
         Raises:
             TypeError: not a simplex.
             ValueError: the network is said to predict anything but logits.
         """
-        if not isinstance(manifold, Simplex):
-            raise TypeError(
-                f"DirichletPath is for mf.Simplex(K), not for {manifold}; tokens have Masking and UniformJump"
-            )
+        if not space.has_corners:
+            raise TypeError(f"DirichletPath is for mf.Simplex(K), not for {space}; tokens have Masking and UniformJump")
         if predicts not in (None, "logits"):
             raise ValueError(f"DirichletPath: the network predicts logits of the corner, not {predicts!r}")
-        return replace(self, manifold=self.manifold or Simplex(manifold.categories, metric="flat"))
+        return super().bind(Simplex(space.categories, metric="flat"), None, source)
 
-    @property
-    def space(self) -> Simplex:
-        """The simplex of a bound path, with the flat metric."""
-        if self.manifold is None:
-            raise ValueError(
-                "this path has no manifold yet: use DirichletPath(manifold=...) or path.bind(mf.Simplex(K))"
-            )
-        return self.manifold
+    def for_pairs(self, *, only_start: bool) -> Any:
+        """Pairs mean something at t = 0 alone, where the path returns the source point."""
+        if not only_start:
+            raise ValueError("DirichletPath draws its points without the source point; distil with times='start'")
+        return self
 
     def alpha(self, t: Tensor) -> Tensor:
         """The concentration a at time ``t``."""
@@ -103,10 +101,6 @@ class DirichletPath:
         speed = dirichlet_speed(x, alpha, x.shape[-1]) * x1
         return torch.as_tensor(expand_time(self.alpha_rate(t), x, 1)) * (speed - x * speed.sum(-1, keepdim=True))
 
-    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Logits of the corners ``(..., K)``: what the network returned."""
-        return pred
-
     def loss(self, pred: Tensor, point: NoisyPoint) -> Tensor:
         """Cross-entropy of the corner per element, ``(...)``."""
         return cross_entropy(pred, point.endpoint)
@@ -121,7 +115,7 @@ class DirichletPath:
         w = self.weights(pred, x, t)
         return w - x * w.sum(-1, keepdim=True)
 
-    def advance(
+    def follow(
         self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         r"""A step with the rates held fixed, exactly: :math:`x e^{-hS} + (w / S)(1 - e^{-hS}),\; S = \sum_i w_i`.

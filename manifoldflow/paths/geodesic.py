@@ -1,37 +1,21 @@
 """The conditional path along the shortest geodesic from source to data (Chen & Lipman 2024, eq. 14)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from manifoldflow.manifolds.base import Manifold, expand_time
-from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.paths.base import Path, PathPoint
 from manifoldflow.paths.logits import cross_entropy, land, mix_logits
 from manifoldflow.paths.schedule import Linear, Schedule
 
 Predicts = Literal["velocity", "endpoint", "logits"]
 
 
-class PathPoint(NamedTuple):
-    """One draw of a conditional path.
-
-    Attributes:
-        x: the point x_t, ``(..., *event)``.
-        t: its time, leading batch axes of x.
-        velocity: d x_t / dt, a tangent at x.
-        endpoint: x_1.
-    """
-
-    x: Tensor
-    t: Tensor
-    velocity: Tensor
-    endpoint: Tensor
-
-
 @dataclass(frozen=True)
-class Geodesic:
+class Geodesic(Path):
     r"""Geodesic path :math:`x_t = \exp_{x_0}(k(t) \log_{x_0} x_1)`, :math:`u_t = k'(t) [\log_{x_t} x_1 - \log_{x_t} x_0]`.
 
     Args:
@@ -48,7 +32,7 @@ class Geodesic:
         own_evidence: what a point of the simplex says of its own corner is added to the network's logits, see
             :meth:`manifoldflow.Simplex.corner_evidence`, so that the network need only learn what the other elements say. It
             is the exact factor of Bayes' rule for a uniform source with independent coupling. For logits.
-        manifold: the space; :class:`manifoldflow.Flow` fills it in.
+        manifold, source: where the path lives and starts; :class:`manifoldflow.Flow` fills them in.
     """
 
     schedule: Schedule = field(default_factory=Linear)
@@ -57,7 +41,6 @@ class Geodesic:
     clip: float = 0.1
     average_targets: bool = False
     own_evidence: bool = False
-    manifold: Manifold | None = None
 
     def __post_init__(self) -> None:
         if self.predicts not in ("velocity", "endpoint", "logits"):
@@ -66,19 +49,24 @@ class Geodesic:
             raise ValueError("average_targets are mean velocities, so they need predicts='velocity'")
         if self.own_evidence and self.predicts != "logits" and self.manifold is not None:
             raise ValueError("own_evidence is of the corner that the data is, so it needs predicts='logits'")
-        if self.predicts == "logits" and self.manifold is not None and not isinstance(self.manifold, Simplex):
+        if self.predicts == "logits" and self.manifold is not None and not self.manifold.has_corners:
             raise ValueError(f"predicts='logits' is for data at the corners of a Simplex, not for {self.manifold}")
 
-    def bind(self, manifold: Manifold, predicts: Predicts | None = None) -> "Geodesic":
-        """A copy on ``manifold`` that reads predictions as ``predicts``."""
-        return replace(self, manifold=self.manifold or manifold, predicts=predicts or self.predicts)
+    def check(self, coupling: Any) -> None:
+        """Averages over the batch and own evidence are for a uniform source with the independent coupling."""
+        super().check(coupling)
+        for name in ("average_targets", "own_evidence"):
+            plain = getattr(coupling, "is_independent", False) and getattr(self.source, "is_uniform", False)
+            if getattr(self, name) and not plain:
+                raise ValueError(f"{name} need a uniform source and the independent coupling")
 
-    @property
-    def space(self) -> Manifold:
-        """The manifold of a bound path."""
-        if self.manifold is None:
-            raise ValueError("this path has no manifold yet: use Geodesic(manifold=...) or path.bind(manifold)")
-        return self.manifold
+    def for_pairs(self, *, only_start: bool) -> Any:
+        """The target of a pair is its own velocity: an average over the batch is for independent pairs."""
+        return replace(self, average_targets=False)
+
+    def on_training_clock(self) -> Any:
+        """Without ``sample_schedule``."""
+        return replace(self, sample_schedule=None)
 
     def sample(self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> PathPoint:
         """The point and velocity at time ``t``; deterministic, so ``generator`` is unused.
@@ -136,9 +124,9 @@ class Geodesic:
 
     def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """Logits of the corners ``(..., K)`` from what the network returned: with ``own_evidence`` completed, else the same."""
+        pred = super().logits(pred, x, t)
         if not self.own_evidence:
             return pred
-        assert isinstance(self.space, Simplex)
         left = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 1))
         return pred.to(torch.promote_types(pred.dtype, torch.float32)) + self.space.corner_evidence(x, left)
 
@@ -177,7 +165,7 @@ class Geodesic:
         )
         return expand_time(rate, u, space.tangent_ndim) * u
 
-    def advance(
+    def follow(
         self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """One geodesic step from time ``t`` to ``s`` with the prediction held fixed.
@@ -186,13 +174,58 @@ class Geodesic:
         logits, on a corner drawn from them.
         """
         space = self.space
-        if self.predicts != "velocity":
-            fraction = (self.sample_schedule or self.schedule).fraction(t, s)
-            u = self._ahead(pred, x, t)
-            moved = space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)
-            return land(self.logits(pred, x, t), moved, s >= 1, generator) if self.predicts == "logits" else moved
-        u = self.velocity(pred, x, t)
-        return space.exp(x, expand_time(s - t, u, space.tangent_ndim) * u)
+        if self.predicts == "velocity":
+            return super().follow(pred, x, t, s, generator=generator)
+        fraction = (self.sample_schedule or self.schedule).fraction(t, s)
+        u = self._ahead(pred, x, t)
+        moved = space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)
+        return land(self.logits(pred, x, t), moved, s >= 1, generator) if self.predicts == "logits" else moved
+
+    def rest(self, pred: Tensor) -> Tensor:
+        """Zeros, or for endpoints the origin."""
+        if self.predicts != "endpoint":
+            return super().rest(pred)
+        shape = pred.shape[: pred.ndim - self.space.event_ndim]
+        return self.space.origin(shape, dtype=pred.dtype, device=pred.device)
+
+    def centred(self, pred: Tensor, mask: Tensor | None) -> Tensor:
+        """Velocities without the drift of the centre, where the space has none."""
+        return pred if self.predicts == "endpoint" else self.space.center(pred, mask)
+
+    # ---------------------------------------------------------------- noise and score
+
+    def check_score(self, coupling: Any) -> None:
+        r"""With a Gaussian source :math:`N(0, c^2)` of flat space, drawn independently of the data, the score follows:
+        :math:`-\hat x_0 / (c^2 (1 - k))`, see :mod:`manifoldflow.sampling.stochastic`."""
+        advice = "; use path=StochasticInterpolant(), whose network learns the score"
+        if not self.space.is_linear or self.predicts == "logits":
+            super().check_score(coupling)
+        if not getattr(self.source, "is_gaussian", False):
+            raise TypeError(f"the score follows from the velocity for a Normal source, not for {self.source}" + advice)
+        if not getattr(coupling, "is_independent", False):
+            raise TypeError(
+                f"the score follows from the velocity if source and data are paired independently, not by {coupling}"
+                + advice
+            )
+        if self.sample_schedule is not None:
+            raise TypeError("the score belongs to the training schedule, but this path has a sample_schedule" + advice)
+
+    def noise_level(self, t: Tensor) -> Tensor:
+        r""":math:`c\,(1 - k)`."""
+        if not self.space.is_linear or not getattr(self.source, "is_gaussian", False) or self.predicts == "logits":
+            return super().noise_level(t)
+        return self.source.scale * self.schedule.remaining(t)
+
+    def noise_prediction(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        r""":math:`\hat x_0 / c`, the source point that the prediction means."""
+        space, k = self.space, self.schedule.k(t)
+        if self.predicts == "endpoint":
+            left = self.schedule.remaining(t).clamp_min(1e-3)
+            ahead = space.log(x, pred) / expand_time(left, x, space.tangent_ndim)
+        else:
+            rate = self.schedule.dk(t).clamp_min(1e-3)
+            ahead = self.velocity(pred, x, t) / expand_time(rate, x, space.tangent_ndim)
+        return (x - expand_time(k, x, space.tangent_ndim) * ahead) / self.source.scale
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
         r"""The blend of two predictions that guidance needs, a at weight 1 and b at 0, beyond a above 1.
@@ -209,6 +242,5 @@ class Geodesic:
         """The tangent at ``x`` that leads to the predicted endpoint, or on average to the corners."""
         space = self.space
         if self.predicts == "logits":
-            assert isinstance(space, Simplex)
             return space.mean_log(x, self.logits(pred, x, t).softmax(-1))
         return space.log(x, pred)

@@ -3,13 +3,14 @@ r"""Stochastic interpolants: the geodesic path with noise, whose score is learne
 Albergo, Boffi & Vanden-Eijnden (2023) on flat space; here on flat space, spheres and rotations.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from manifoldflow.manifolds.base import Manifold, expand_time
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.paths.base import Path
 from manifoldflow.paths.schedule import Linear, Schedule
 
 
@@ -82,7 +83,7 @@ class InterpolantPoint(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StochasticInterpolant:
+class StochasticInterpolant(Path):
     r"""The path :math:`x_t = \exp_{I_t}(\gamma(t) z)` around the geodesic :math:`I_t` from x_0 to x_1.
 
     z is standard normal in an orthonormal frame of the tangent space at :math:`I_t`, carried along with it (parallel
@@ -118,13 +119,12 @@ class StochasticInterpolant:
     noise: NoiseLevel = field(default_factory=Bump)
     schedule: Schedule = field(default_factory=Linear)
     noise_weight: float = 1.0
-    manifold: Manifold | None = None
 
     outputs: ClassVar[int] = 2
-    predicts: ClassVar[str] = "drift and noise"
+    predicts = "drift and noise"
 
-    def bind(self, manifold: Manifold, predicts: str | None = None) -> "StochasticInterpolant":
-        """A copy on ``manifold``.
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
+        """A copy on ``space``.
 
         Raises:
             TypeError: no closed form on this manifold.
@@ -132,7 +132,7 @@ class StochasticInterpolant:
         """
         if predicts == "endpoint":
             raise ValueError("StochasticInterpolant: the network predicts a drift and a noise, not the endpoint")
-        bound = replace(self, manifold=self.manifold or manifold)
+        bound = super().bind(space, None, source)
         space = bound.space
         if not space.is_homogeneous:
             raise TypeError(
@@ -145,15 +145,6 @@ class StochasticInterpolant:
                 f"StochasticInterpolant: noise of scale {self.noise.scale:g} wraps around {space}; at most {most:.3g} radians"
             )
         return bound
-
-    @property
-    def space(self) -> Manifold:
-        """The manifold of a bound path."""
-        if self.manifold is None:
-            raise ValueError(
-                "this path has no manifold yet: use StochasticInterpolant(manifold=...) or path.bind(manifold)"
-            )
-        return self.manifold
 
     def sample(
         self, x0: Tensor, x1: Tensor, t: Tensor, *, generator: torch.Generator | None = None
@@ -215,16 +206,19 @@ class StochasticInterpolant:
 
     def noise_level(self, t: Tensor) -> Tensor:
         r""":math:`\gamma(t)`."""
-        return self.noise.level(t)
+        return self.noise.level(torch.as_tensor(t))
 
     def score(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         r""":math:`\nabla \log p_t(x) = -\eta / \gamma`; :math:`\gamma` is kept above 1e-4 of its maximum, as both go to 0 at
         the ends."""
         noise = self.noise_prediction(pred, x, t)
-        level = self.noise.level(torch.as_tensor(t)).clamp_min(1e-4 * self.noise.scale)
+        level = self.noise_level(t).clamp_min(1e-4 * self.noise.scale)
         return -noise / expand_time(level, noise, self.space.tangent_ndim)
 
-    def advance(
+    def check_score(self, coupling: Any) -> None:
+        """The network learns the score, whatever the source and the coupling."""
+
+    def follow(
         self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         r"""One geodesic step of the probability flow, :math:`\exp_x((s - t) v + (\gamma(s) - \gamma(t)) \eta)`: the noise level

@@ -13,78 +13,27 @@ and any multiple of the corrector's may be added, which leave p_t as it is (they
 .. math:: c_t(y | z) = \frac{k'}{1 - k}\, [(1 - k)\, p_0(y) + k\, p_{1|t}(y | z) - \delta_z(y)].
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from manifoldflow.discrete import Tokens, draw_categorical, probabilities
+from manifoldflow.discrete import draw_categorical, probabilities
 from manifoldflow.discrete.draws import CHUNK
-from manifoldflow.distributions.tokens import AllMasked, Categorical, TokenSource
+from manifoldflow.distributions.tokens import Categorical, TokenSource
 from manifoldflow.manifolds.base import expand_time
-from manifoldflow.paths.logits import NoisyPoint, mix_logits
+from manifoldflow.paths.base import NoisyPoint, Path
+from manifoldflow.paths.how import Jumps
+from manifoldflow.paths.logits import mix_logits
 from manifoldflow.paths.schedule import Linear, Schedule
-from manifoldflow.state import where_mask
+from manifoldflow.state import Move
 
 Objective = Literal["cross_entropy", "elbo"]
 
 
 @dataclass(frozen=True)
-class Jumps:
-    r"""How tokens jump: a ``method`` of :meth:`manifoldflow.Flow.sample`. Fields on manifolds take Euler steps meanwhile.
-
-    Args:
-        corrector: how much of the corrector's rates is added, a number or a function of time. A token that is already there
-            may change again, so errors are mended, at the price of more steps. 0 for none.
-        temperature: the predicted logits are divided by it; below 1 likelier and less diverse.
-        top_p: tokens are drawn from the likeliest categories that together have this probability.
-        order: ``"random"``, or ``"confidence"``: of the tokens that are masked, those first whose likeliest category has the
-            largest probability, as many as jump at random otherwise. For :class:`Masking` without corrector.
-        confidence_noise: Gumbel noise on the logarithm of the confidence, times the fraction of time that is left; above 0
-            samples differ more.
-        leap: ``"exact"`` takes the last of the jumps of a step; ``"tau"`` draws Poisson numbers of all jumps as if the first
-            changed no rates (Campbell et al. 2022). Where states have an order, counts and levels, such jumps add up; of tokens
-            without one, a second jump in a step has no meaning and both are undone. For tokens it is therefore worse whenever
-            a step has more than a few jumps, near t = 1 above all: use it there to compare with papers only.
-    """
-
-    corrector: float | Callable[[Tensor], Tensor] = 0.0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    order: Literal["random", "confidence"] = "random"
-    confidence_noise: float = 0.0
-    leap: Literal["exact", "tau"] = "exact"
-
-    def __post_init__(self) -> None:
-        if self.leap not in ("exact", "tau"):
-            raise ValueError(f"Jumps: leap must be 'exact' or 'tau', got {self.leap!r}")
-        if self.leap == "tau" and self.order == "confidence":
-            raise ValueError("Jumps: order='confidence' says which tokens jump, so it takes no leap='tau'")
-        if not callable(self.corrector) and not self.corrector >= 0:
-            raise ValueError(f"Jumps: corrector must be at least 0 or a function of time, got {self.corrector}")
-        if not self.temperature >= 0:
-            raise ValueError(f"Jumps: temperature must be at least 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"Jumps: top_p must lie in (0, 1], got {self.top_p}")
-        if self.order not in ("random", "confidence"):
-            raise ValueError(f"Jumps: order must be 'random' or 'confidence', got {self.order!r}")
-        if self.order == "confidence" and (callable(self.corrector) or self.corrector > 0):
-            raise ValueError("Jumps: order='confidence' unmasks every token once, so it takes no corrector")
-
-    @property
-    def has_corrector(self) -> bool:
-        """Whether tokens may change again."""
-        return callable(self.corrector) or self.corrector > 0
-
-    def corrector_at(self, t: Tensor) -> Tensor:
-        """The corrector's multiple at time ``t``."""
-        return self.corrector(t) if callable(self.corrector) else torch.full_like(t, self.corrector)
-
-
-@dataclass(frozen=True)
-class UniformJump:
+class UniformJump(Path):
     r"""Mixture path from random tokens: every position jumps from a draw of the source to its data.
 
     Args:
@@ -96,15 +45,16 @@ class UniformJump:
             k}{(1-k)\, p_0(x_t)}` at the present token, so that the network need only learn what the other tokens say. It is the
             exact factor of Bayes' rule, grows without limit as t goes to 1, and makes the bound usable there.
         source: where tokens come from; :class:`manifoldflow.Flow` puts its own here. Uniform if absent.
-        tokens: the space; filled in by the flow.
+        manifold: the space; filled in by the flow.
     """
 
     schedule: Schedule = field(default_factory=Linear)
     objective: Objective = "cross_entropy"
     own_evidence: bool = False
-    source: TokenSource | None = None
-    tokens: Tokens | None = None
     predicts: Literal["logits"] = "logits"
+
+    is_flow: ClassVar[bool] = False
+    jumps: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.objective not in ("cross_entropy", "elbo"):
@@ -112,7 +62,7 @@ class UniformJump:
                 f"{type(self).__name__}: objective must be 'cross_entropy' or 'elbo', got {self.objective!r}"
             )
 
-    def bind(self, space: Tokens, predicts: str | None = None, source: TokenSource | None = None) -> Any:
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
         """A copy on ``space`` with ``source``.
 
         Raises:
@@ -120,23 +70,24 @@ class UniformJump:
             ValueError: the network is said to predict anything but logits.
         """
         name = type(self).__name__
-        if not isinstance(space, Tokens):
+        if not space.is_discrete:
             raise TypeError(f"{name} moves tokens, not points of {space}; use mf.Tokens(K)")
-        if predicts == "endpoint":
+        if predicts not in (None, "logits", "velocity"):
             raise ValueError(f"{name}: the network predicts logits of the clean tokens, not {predicts!r}")
-        tokens = self.tokens or space
-        return replace(self, tokens=tokens, source=(source or self.source or self.default_source()).bind(tokens))
+        return super().bind(space, None, source)
+
+    def with_source(self, source: Any) -> Any:
+        """A copy that starts from ``source``, the path's own, or its default."""
+        return super().with_source(source or self.source or self.default_source())
 
     def default_source(self) -> TokenSource:
         """Equal probabilities."""
         return Categorical()
 
-    @property
-    def space(self) -> Tokens:
-        """The space of a bound path."""
-        if self.tokens is None:
-            raise ValueError(f"this path has no space yet: use {type(self).__name__}().bind(Tokens(K))")
-        return self.tokens
+    def check_method(self, how: Any) -> None:
+        """Tokens jump: in their own way, or as :class:`Jumps` says."""
+        if how is not None and not isinstance(how, Jumps):
+            raise ValueError(f"tokens jump: use method='euler' or method=Jumps(...) for them, not {how}")
 
     # ---------------------------------------------------------------- training
 
@@ -158,7 +109,7 @@ class UniformJump:
             return pred
         k = torch.as_tensor(expand_time(self.schedule.k(t), x, 0))
         noise = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 0)).clamp_min(1e-9)
-        gain = torch.log1p(k / (noise * self._source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
+        gain = torch.log1p(k / (noise * self.source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
         pred = pred.to(
             torch.promote_types(pred.dtype, torch.float32)
         )  # half precision would round the gain by percents
@@ -223,9 +174,9 @@ class UniformJump:
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-        how: Jumps | None = None,
         shift: Tensor | None = None,
-    ) -> Tensor:
+        how: Jumps | None = None,
+    ) -> Move:
         r"""Jump from time ``t`` to ``s`` with the posterior held fixed.
 
         The total rate of events of a token, :math:`(1 + \eta) k'/(1-k)` with the corrector's multiple :math:`\eta`, integrates to
@@ -243,16 +194,8 @@ class UniformJump:
             shift: logarithms ``(..., K)`` of factors on the rates towards every category (guidance): the total rate of a token is
                 multiplied by :math:`Z = \sum_y p(y)\, e^{shift(y)}`, and what it becomes is drawn from the tilted posterior.
         """
-        if (s < t).any() if s.device.type == "cpu" else False:
-            raise ValueError("tokens have no backward sampler: the times must increase")
+        pred, event, eta = self._event(pred, x, t, s, shift, how)
         how = how or Jumps()
-        pred = self.logits(pred, x, t)
-        eta = how.corrector_at(t)
-        rate: Tensor = 1 + eta
-        if shift is not None:
-            pred = pred.log_softmax(-1) + shift
-            rate = rate * pred.logsumexp(-1).exp()
-        event = 1 - (1 - self.schedule.fraction(t, s)).clamp_min(0) ** rate
         jumps = torch.rand(x.shape, generator=generator, dtype=event.dtype, device=x.device) < event
         if mask is not None:
             jumps = jumps & mask
@@ -262,13 +205,60 @@ class UniformJump:
             jumps = self._most_confident(pred, x, jumps, mask, 1 - s, how, generator)
         noise = eta * self.schedule.remaining(s) / (1 + eta) if how.has_corrector else None
         if how.leap == "tau":
-            return self._leap(pred, x, jumps, event, s >= 1, noise, how, generator)
+            return Move(self._leap(pred, x, jumps, event, s >= 1, noise, how, generator))
         if x.device.type != "cpu":
-            return torch.where(jumps, self._new_tokens(pred, x, None, noise, how, generator), x)
+            return Move(torch.where(jumps, self._new_tokens(pred, x, None, noise, how, generator), x))
         # On the host only the tokens that jump are looked at: of a long grid, a few in a hundred.
         at = jumps.flatten().nonzero().squeeze(-1)
         old = x.flatten()
-        return old.index_copy(0, at, self._new_tokens(pred, old[at], at, noise, how, generator)).reshape(x.shape)
+        new = self._new_tokens(pred, old[at], at, noise, how, generator)
+        return Move(old.index_copy(0, at, new).reshape(x.shape))
+
+    def _event(
+        self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, shift: Tensor | None, how: Jumps | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits of what a token becomes, the probability of an event ``(...)``, and the corrector's multiple."""
+        check_forward(t, s)
+        eta = (how or Jumps()).corrector_at(t)
+        pred = self.logits(pred, x, t)
+        rate: Tensor = torch.as_tensor(expand_time(1 + eta, x, 0))
+        if shift is not None:
+            pred = pred.log_softmax(-1) + shift
+            rate = rate * pred.logsumexp(-1).exp()
+        left = (1 - torch.as_tensor(expand_time(self.schedule.fraction(t, s), x, 0))).clamp_min(0)
+        return pred, 1 - left**rate, eta
+
+    def is_random(self, how: Any = None) -> bool:
+        """Jumps are drawn."""
+        return True
+
+    def log_prob(
+        self,
+        pred: Tensor,
+        x: Tensor,
+        y: Tensor,
+        t: Tensor,
+        s: Tensor,
+        *,
+        shift: Tensor | None = None,
+        how: Jumps | None = None,
+    ) -> Tensor:
+        r"""Log-probability of every token's step, ``(...)``: with the probability e of an event and that q of what comes of it,
+        :math:`\log[(1 - e)\, \delta_x(y) + e\, q(y)]`."""
+        pred, event, eta = self._event(pred, x, t, s, shift, how)
+        how = how or Jumps()
+        if how.order != "random" or how.leap != "exact":
+            raise TypeError("steps in the order of confidence, and tau-leaps, have no log-probability token by token")
+        p = probabilities(pred, how.temperature, how.top_p) if how.temperature else _likeliest(pred)
+        p = p / p.sum(-1, keepdim=True)
+        p = torch.nn.functional.pad(self.posterior(p, x), (0, self.space.size - self.space.categories))
+        becomes = p.gather(-1, y.unsqueeze(-1)).squeeze(-1)
+        if how.has_corrector:
+            noise = torch.as_tensor(expand_time(eta * self.schedule.remaining(s) / (1 + eta), x, 0))
+            becomes = (1 - noise) * becomes + noise * self._source_probabilities(p)[y]
+        else:
+            event = torch.where(self._may_change(x), event, 0.0)
+        return ((1 - event) * (x == y) + event * becomes).log()
 
     def _leap(
         self,
@@ -330,13 +320,24 @@ class UniformJump:
         drawn = self.known(drawn, x)
         if noise is None:
             return drawn
-        fresh = self._source.sample(tuple(x.shape), generator=generator, device=x.device)
+        fresh = self.source.sample(tuple(x.shape), generator=generator, device=x.device)
         u = torch.rand(x.shape, generator=generator, dtype=noise.dtype, device=x.device)
         return torch.where(u < noise, fresh, drawn)
 
     def known(self, drawn: Tensor, x: Tensor) -> Tensor:
         """Draws of the clean tokens, those that are known already put back."""
         return drawn
+
+    def guess(self, pred: Tensor, x: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Clean tokens drawn from a prediction, those that are known already put back."""
+        return self.known(draw_categorical(self.logits(pred, x, t), generator=generator), x)
+
+    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """One trajectory to ``x1``, ``(T, *x1.shape)``: every token has one time at which it becomes that of the data."""
+        start = self.source.sample(tuple(x1.shape), generator=generator, device=x1.device)
+        u = torch.rand(x1.shape, generator=generator, dtype=times.dtype, device=x1.device)
+        k = self.schedule.k(times).reshape(-1, *(1,) * x1.ndim)
+        return torch.where(u < k, x1, start)
 
     def _may_change(self, x: Tensor) -> Tensor:
         return torch.ones_like(x, dtype=torch.bool)
@@ -355,81 +356,25 @@ class UniformJump:
             f"order='confidence' is for Masking; with {type(self).__name__} no token is known before the end"
         )
 
-    @property
-    def _source(self) -> TokenSource:
-        return self.source if self.source is not None else self.default_source().bind(self.space)
-
     def _source_probabilities(self, like: Tensor) -> Tensor:
-        return self._source.probabilities(dtype=like.dtype, device=like.device)
+        return self.source.probabilities(dtype=like.dtype, device=like.device)
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
         r"""Logits of :math:`p_a^w p_b^{1-w}`, the blend of two predictions that guidance needs."""
         return mix_logits(pred_a, pred_b, weight)
 
 
-@dataclass(frozen=True)
-class Masking(UniformJump):
-    """Mixture path from mask tokens: every position is unmasked once (absorbing diffusion in reverse).
+def check_forward(t: Tensor, s: Tensor) -> None:
+    """Raise if times fall; on the host only, where looking costs nothing.
 
-    Args:
-        schedule, objective, tokens: as for :class:`UniformJump`. The cross-entropy counts masked tokens only; at the others the
-            network is not asked.
-        source: all masked.
+    Raises:
+        ValueError: tokens have no backward sampler.
     """
+    if s.device.type == "cpu" and bool((s < t).any()):
+        raise ValueError("tokens have no backward sampler: the times must increase")
 
-    def bind(self, space: Tokens, predicts: str | None = None, source: TokenSource | None = None) -> Any:
-        """As for :class:`UniformJump`, on a space with a mask token.
 
-        Raises:
-            ValueError: the space has no mask token, or the source is another one.
-        """
-        if isinstance(space, Tokens) and not space.mask:
-            raise ValueError(f"Masking needs a mask token: use Tokens({space.categories}, mask=True)")
-        if source is not None and not isinstance(source, AllMasked):
-            raise ValueError(f"Masking starts from mask tokens, not from {source}; use UniformJump for other sources")
-        return super().bind(space, predicts, source)
-
-    def default_source(self) -> TokenSource:
-        """All masked."""
-        return AllMasked()
-
-    def logits(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """As the network returned them: a mask says nothing of the token."""
-        return pred
-
-    def posterior(self, probabilities: Tensor, x: Tensor) -> Tensor:
-        known = torch.nn.functional.one_hot(x.clamp_max(self.space.categories - 1), self.space.categories)
-        return torch.where((x == self.space.mask_token).unsqueeze(-1), probabilities, known.to(probabilities.dtype))
-
-    def _counted(self, value: Tensor, point: NoisyPoint) -> Tensor:
-        return torch.where(point.x == self.space.mask_token, value, torch.zeros_like(value))
-
-    def _probability_of(self, log_p: Tensor, x: Tensor) -> Tensor:
-        return (x != self.space.mask_token).to(log_p.dtype)
-
-    def known(self, drawn: Tensor, x: Tensor) -> Tensor:
-        return torch.where(x == self.space.mask_token, drawn, x)
-
-    def _may_change(self, x: Tensor) -> Tensor:
-        return x == self.space.mask_token
-
-    def _most_confident(
-        self,
-        pred: Tensor,
-        x: Tensor,
-        jumps: Tensor,
-        mask: Tensor | None,
-        left: Tensor,
-        how: Jumps,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """As many tokens as ``jumps`` has in each sequence, those of the most certain predictions."""
-        count = jumps.sum(-1, keepdim=True)
-        confidence = pred.amax(-1) - pred.logsumexp(-1)
-        if how.confidence_noise > 0:
-            u = torch.rand(x.shape, generator=generator, dtype=confidence.dtype, device=x.device)
-            confidence = confidence - how.confidence_noise * left * (-(u.clamp_min(1e-20)).log()).log()
-        confidence = where_mask(mask, confidence, torch.full_like(confidence, -torch.inf))
-        confidence = confidence.masked_fill(x != self.space.mask_token, -torch.inf)
-        rank = confidence.argsort(-1, descending=True).argsort(-1)
-        return rank < count
+def _likeliest(logits: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).to(
+        torch.promote_types(logits.dtype, torch.float32)
+    )

@@ -1,25 +1,9 @@
 """What all paths share whose network predicts logits of the clean category: on tokens and on the simplex."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from manifoldflow.discrete import draw_categorical
-
-
-class NoisyPoint(NamedTuple):
-    """One draw of a conditional path whose network predicts the clean category, so that no velocity is needed.
-
-    Attributes:
-        x: x_t: tokens ``(...)``, or points of the simplex ``(..., K)``.
-        t: their time, leading batch axes of x.
-        endpoint: x_1, of the same shape.
-    """
-
-    x: Tensor
-    t: Tensor
-    endpoint: Tensor
 
 
 def cross_entropy(pred: Tensor, endpoint: Tensor) -> Tensor:

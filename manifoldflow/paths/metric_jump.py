@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from manifoldflow.discrete import Tokens, draw_categorical
-from manifoldflow.distributions.tokens import Categorical, TokenSource
+from manifoldflow.discrete import draw_categorical, probabilities
+from manifoldflow.distributions.tokens import Categorical
 from manifoldflow.manifolds.base import expand_time
-from manifoldflow.paths.jumps import Jumps, UniformJump
-from manifoldflow.paths.logits import NoisyPoint
+from manifoldflow.paths.base import NoisyPoint
+from manifoldflow.paths.how import Jumps
+from manifoldflow.paths.jumps import UniformJump, check_forward
+from manifoldflow.state import Move
 
 Distance = Literal["ordinal", "cyclic"] | Callable[[Tensor, Tensor], Tensor]
 
@@ -31,7 +33,7 @@ class MetricJump(UniformJump):
         distance: ``"ordinal"``: \|x - y\| / (K - 1); ``"cyclic"``: the same around a circle of K; or a function of two tensors
             of tokens, not negative, 0 only for equal ones.
         scale, power: c and a.
-        objective, source, tokens: as for :class:`UniformJump`; the source is uniform.
+        objective, source, manifold: as for :class:`UniformJump`; the source is uniform.
     """
 
     distance: Distance = "ordinal"
@@ -45,13 +47,13 @@ class MetricJump(UniformJump):
         if self.distance not in ("ordinal", "cyclic") and not callable(self.distance):
             raise ValueError(f"MetricJump: distance must be 'ordinal', 'cyclic' or a function, got {self.distance!r}")
 
-    def bind(self, space: Tokens, predicts: str | None = None, source: TokenSource | None = None) -> Any:
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
         """As for :class:`UniformJump`.
 
         Raises:
             ValueError: a mask token, or a source that is not uniform.
         """
-        if isinstance(space, Tokens) and space.mask:
+        if space.is_discrete and space.mask:
             raise ValueError("MetricJump has no mask token: use mf.Tokens(K)")
         if source is not None and not (isinstance(source, Categorical) and source.weights is None):
             raise ValueError(f"MetricJump starts from uniform tokens, not from {source}")
@@ -128,26 +130,21 @@ class MetricJump(UniformJump):
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-        how: Jumps | None = None,
         shift: Tensor | None = None,
-    ) -> Tensor:
+        how: Jumps | None = None,
+    ) -> Move:
         """Draw the clean token from the posterior, then jump with its conditional rates; at s = 1 land on it.
 
         ``Jumps(leap="tau")`` draws Poisson numbers of jumps to all tokens and adds up their lengths, along the scale (and not
         beyond its ends) or around the circle.
         """
         how = how or Jumps()
-        if how.has_corrector or how.order != "random":
-            raise ValueError("MetricJump takes leap, temperature and top_p of Jumps, no corrector and no order")
-        if how.leap == "tau" and callable(self.distance):
-            raise ValueError("leap='tau' adds up jumps, so it needs distance='ordinal' or 'cyclic'")
+        self._check_how(how)
+        check_forward(t, s)
         pred = self.logits(pred, x, t)
         logits = pred if shift is None else pred.log_softmax(-1) + shift
         x1 = draw_categorical(logits, temperature=how.temperature, top_p=how.top_p, generator=generator)
-        # In the middle of the step, and as a difference of betas: exact for the total pull, whatever the step.
-        middle = 0.5 * (t + s.clamp_max(1 - 1e-6))
-        rates = self.conditional_rates(x, x1, middle)
-        rates = rates * ((self.beta(s) - self.beta(t)) / self.beta_rate(middle))
+        rates = self._step_rates(x, x1, t, s)
         if how.leap == "tau":
             jumped = self._leapt(rates, x, generator)
         else:
@@ -157,7 +154,62 @@ class MetricJump(UniformJump):
             drawn = rates.scatter(-1, x.unsqueeze(-1), (total <= 0).to(rates.dtype).unsqueeze(-1))
             jumped = torch.where(u < -torch.expm1(-total), draw_categorical(drawn.log(), generator=generator), x)
         moved = torch.where(s >= 1, x1, jumped)
-        return moved if mask is None else torch.where(mask, moved, x)
+        return Move(moved if mask is None else torch.where(mask, moved, x))
+
+    def log_prob(
+        self,
+        pred: Tensor,
+        x: Tensor,
+        y: Tensor,
+        t: Tensor,
+        s: Tensor,
+        *,
+        shift: Tensor | None = None,
+        how: Jumps | None = None,
+    ) -> Tensor:
+        """Log-probability of every token's step: the mean over all clean tokens that may have been drawn; K times as dear as
+        the step."""
+        how = how or Jumps()
+        self._check_how(how)
+        if how.leap != "exact":
+            raise TypeError("tau-leaps have no log-probability in closed form")
+        pred = self.logits(pred, x, t)
+        p = probabilities(pred if shift is None else pred.log_softmax(-1) + shift, how.temperature, how.top_p)
+        p = p / p.sum(-1, keepdim=True)
+        k = self.space.categories
+        every = torch.arange(k, device=x.device).expand(*x.shape, k)
+        rates = self._step_rates(x.unsqueeze(-1).expand_as(every), every, t, s)  # (..., x1, y)
+        total = rates.sum(-1)
+        there = torch.where(
+            total > 0, rates / total.clamp_min(1e-30).unsqueeze(-1) * -torch.expm1(-total).unsqueeze(-1), 0
+        )
+        stays = torch.exp(-total)
+        to_y = there.gather(-1, y[..., None, None].expand(*y.shape, k, 1)).squeeze(-1)
+        to_y = to_y + stays * (x == y).unsqueeze(-1)
+        to_y = torch.where(s >= 1, (every == y.unsqueeze(-1)).to(to_y.dtype), to_y)
+        return (p * to_y).sum(-1).log()
+
+    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Not here: a token moves several times.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("MetricJump has no conditional trajectories in closed form")
+
+    def _check_how(self, how: Jumps) -> None:
+        if how.has_corrector or how.order != "random":
+            raise ValueError("MetricJump takes leap, temperature and top_p of Jumps, no corrector and no order")
+        if how.leap == "tau" and callable(self.distance):
+            raise ValueError("leap='tau' adds up jumps, so it needs distance='ordinal' or 'cyclic'")
+
+    def _step_rates(self, x: Tensor, x1: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Rates ``(..., K)`` times the length of the step: taken in its middle, and as a difference of betas, exact for the
+        total pull, whatever the step."""
+        middle = 0.5 * (t + s.clamp_max(1 - 1e-6))
+        gained = (self.beta(s) - self.beta(t)) / self.beta_rate(middle)
+        rates = self.conditional_rates(x, x1, middle)
+        return rates * expand_time(gained, rates, 1)
 
     def _leapt(self, mean: Tensor, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Tokens after Poisson numbers of jumps with these means, ``(..., K)``."""

@@ -1,19 +1,19 @@
 r"""The conditional path of a premetric: descent of the distance to the data point (Chen & Lipman 2024, eq. 13)."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from manifoldflow.manifolds.base import Manifold, expand_time
-from manifoldflow.paths.geodesic import PathPoint
+from manifoldflow.manifolds.base import expand_time
+from manifoldflow.paths.base import Path, PathPoint
 from manifoldflow.paths.schedule import Linear, Schedule
 
 
 @dataclass(frozen=True)
-class Premetric:
+class Premetric(Path):
     r"""The path along which the premetric falls to 0 in proportion, :math:`d(x_t, x_1) = (1 - k(t))\, d(x_0, x_1)`:
 
     .. math:: u_t(x \mid x_1) = -\frac{k'(t)}{1 - k(t)}\, d(x, x_1)\, \frac{\nabla_x d(x, x_1)}{|\nabla_x d(x, x_1)|^2}
@@ -33,7 +33,6 @@ class Premetric:
     steps: int = 50
     top_speed: float | None = None
     schedule: Schedule = field(default_factory=Linear)
-    manifold: Manifold | None = None
     predicts: Literal["velocity", "endpoint"] = "velocity"
 
     def __post_init__(self) -> None:
@@ -44,22 +43,15 @@ class Premetric:
         if self.predicts != "velocity":
             raise ValueError(f"Premetric: a network predicts the velocity here, not {self.predicts!r}")
 
-    def bind(self, manifold: Manifold, predicts: Literal["velocity", "endpoint"] | None = None) -> "Premetric":
-        """A copy on ``manifold``.
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
+        """A copy on ``space``.
 
         Raises:
             TypeError: the manifold has no premetric.
         """
-        if not hasattr(manifold, "premetric"):
-            raise TypeError(f"{manifold} has no premetric(x, y) -> (distance, gradient); use Geodesic()")
-        return replace(self, manifold=self.manifold or manifold, predicts=predicts or self.predicts)
-
-    @property
-    def space(self) -> Any:
-        """The manifold of a bound path."""
-        if self.manifold is None:
-            raise ValueError("this path has no manifold yet: use Premetric(manifold=...) or path.bind(manifold)")
-        return self.manifold
+        if not hasattr(space, "premetric"):
+            raise TypeError(f"{space} has no premetric(x, y) -> (distance, gradient); use Geodesic()")
+        return super().bind(space, predicts, source)
 
     @property
     def _top(self) -> float | None:
@@ -131,10 +123,3 @@ class Premetric:
     def velocity(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The tangent that moves ``x`` at time ``t``."""
         return self.space.to_tangent(x, pred)
-
-    def advance(
-        self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """One straight step from time ``t`` to ``s`` with the prediction held fixed."""
-        u = self.velocity(pred, x, t)
-        return self.space.exp(x, expand_time(s - t, u, self.space.tangent_ndim) * u)

@@ -11,8 +11,8 @@ corner are functions of one number (:mod:`manifoldflow.paths.projected_normal`),
 """
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from manifoldflow.discrete import draw_categorical
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.distributions.uniform import Uniform
 from manifoldflow.manifolds.base import Manifold, expand_time
-from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.manifolds.sphere import Sphere
-from manifoldflow.paths.logits import NoisyPoint, cross_entropy, mix_logits
+from manifoldflow.paths.base import NoisyPoint, Path
+from manifoldflow.paths.logits import cross_entropy, mix_logits
 from manifoldflow.paths.projected_normal import draw_length, log_density, mean_inverse_length
 from manifoldflow.paths.schedule import Linear, Schedule
 
@@ -58,7 +58,7 @@ class MaskCorner(Distribution):
 
 
 @dataclass(frozen=True)
-class SphericalBridge:
+class SphericalBridge(Path):
     r"""Points :math:`x_t = y_t / |y_t|` of the sphere around the corners, from a source to the corner that is the data.
 
     With the standard normal vector :math:`\epsilon` and the noise c
@@ -90,8 +90,10 @@ class SphericalBridge:
     noise: float = 1.0
     schedule: Schedule = field(default_factory=Linear)
     own_evidence: bool = False
-    manifold: Sphere | None = None
     predicts: Literal["logits"] = "logits"
+
+    uses_source_point: ClassVar[bool] = False
+    takes_coupling: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.start not in ("uniform", "mask"):
@@ -99,40 +101,37 @@ class SphericalBridge:
         if not 0 < self.noise < math.inf:
             raise ValueError(f"SphericalBridge: noise must be positive, got {self.noise}")
 
-    def bind(self, manifold: Any, predicts: str | None = None) -> "SphericalBridge":
-        """A copy on the sphere that has the corners of ``manifold``.
+    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
+        """A copy on the sphere that has the corners of ``space``.
 
         Args:
-            manifold: ``Simplex(K)``, whose corners are the tokens (and the mask, if there is one), or that sphere itself.
+            space: ``Simplex(K)``, whose corners are the tokens (and the mask, if there is one), or that sphere itself.
             predicts: ``"logits"`` or nothing.
+            source: that of the path, or nothing.
 
         Raises:
             TypeError: another space.
-            ValueError: too few corners, or the network is said to predict anything but logits.
+            ValueError: too few corners, another source, or the network is said to predict anything but logits.
         """
-        if not isinstance(manifold, Simplex | Sphere):
-            raise TypeError(f"SphericalBridge is for mf.Simplex(K), not for {manifold}")
+        if not (space.has_corners or isinstance(space, Sphere)):
+            raise TypeError(f"SphericalBridge is for mf.Simplex(K), not for {space}")
+        corners = space.categories if space.has_corners else space.dim + 1
         if predicts not in (None, "logits"):
             raise ValueError(f"SphericalBridge: the network predicts logits of the corner, not {predicts!r}")
-        sphere = self.manifold or (Sphere(manifold.categories - 1) if isinstance(manifold, Simplex) else manifold)
-        bound = replace(self, manifold=sphere)
-        if bound.categories < 2:
-            raise ValueError(
-                f"SphericalBridge: a mask and two tokens are three corners, {manifold} has {sphere.dim + 1}"
-            )
-        return bound
+        if corners - (self.start == "mask") < 2:
+            raise ValueError(f"SphericalBridge: a mask and two tokens are three corners, {space} has {corners}")
+        return super().bind(Sphere(corners - 1), None, source)
 
-    @property
-    def space(self) -> Sphere:
-        """The sphere of a bound path."""
-        if self.manifold is None:
-            raise ValueError("this path has no manifold yet: use path.bind(mf.Simplex(K))")
-        return self.manifold
+    def with_source(self, source: Any) -> Any:
+        """The source is the path's own.
 
-    @property
-    def source(self) -> Distribution:
-        """Where a bound path starts."""
-        return Uniform(self.space) if self.start == "uniform" else MaskCorner(self.space)
+        Raises:
+            ValueError: another one is given.
+        """
+        own = Uniform(self.space) if self.start == "uniform" else MaskCorner(self.space)
+        if source is not None and source.bind(self.space) != own:
+            raise ValueError(f"{type(self).__name__} starts from {own}, not from {source}")
+        return super().with_source(own)
 
     @property
     def categories(self) -> int:
@@ -205,7 +204,23 @@ class SphericalBridge:
             )
         return self.drift(pred, x, t)
 
-    def advance(
+    def has_pole(self) -> bool:
+        """The drift grows without limit at t = 1."""
+        return True
+
+    def is_random(self, how: Any = None) -> bool:
+        """Corner, length and noise are drawn."""
+        return True
+
+    def log_prob(self, *_: Any, **__: Any) -> Tensor:
+        """Not in closed form: corner and length of a step are integrated over.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a step of SphericalBridge has no log-probability in closed form")
+
+    def follow(
         self, pred: Tensor, x: Tensor, t: Tensor, s: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
         r"""A step of the bridge to a corner that is drawn from the prediction; one to s = 1 lands on it.

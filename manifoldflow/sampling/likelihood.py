@@ -24,9 +24,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from manifoldflow.manifolds.euclidean import Centered
-from manifoldflow.manifolds.simplex import Simplex
-from manifoldflow.manifolds.sphere import Sphere
 from manifoldflow.numerics import push_along
 from manifoldflow.sampling.steps import Step, get_step
 from manifoldflow.state import State, expand_mask, fields, first_tensor, like
@@ -139,7 +136,7 @@ def exact_directions(spaces: Any, x: State, mask: Tensor | None, most: int) -> l
                 here = torch.nn.functional.one_hot(element, elements).to(value.dtype)
                 here = here.reshape(len(chosen), 1, *value.shape[1:axis])
                 move, dual = move * expand_mask(here, move), dual * expand_mask(here, dual)
-            if isinstance(space, Centered):
+            if space.is_centered:
                 move, dual = space.center(move, mask), space.center(dual, mask)
             count = (len(chosen),)
             groups.append(
@@ -165,7 +162,7 @@ def random_directions(
         sign = torch.randint(0, 2, shape, generator=generator, device=value.device).to(value.dtype) * 2 - 1
         moves[name] = (expand_mask(sign, move.unsqueeze(0)) * move).sum(1)
         duals[name] = (expand_mask(sign, dual.unsqueeze(0)) * dual).sum(1)
-        if isinstance(space, Centered):
+        if space.is_centered:
             moves[name], duals[name] = space.center(moves[name], mask), space.center(duals[name], mask)
     return [
         Directions({n: m[at : at + most] for n, m in moves.items()}, {n: d[at : at + most] for n, d in duals.items()})
@@ -283,166 +280,6 @@ def quadrature_weights(nodes: Sequence[float]) -> list[float]:
     return weights.tolist()
 
 
-class OrthantCover:
-    r"""The Fisher-Rao simplex as a part of the sphere of :math:`z = \sqrt p`, for trajectories that leave it.
-
-    The geodesics of the sphere go on where those of the simplex are folded back (p = z^2), and a learned field lets a few
-    trajectories across. Backward in time such a point came from outside, where the source has no mass: its density is 0. Folded
-    back it would be counted twice, and the density would integrate to more than 1.
-
-    Args:
-        spaces: manifold of the state, or a dict of them.
-    """
-
-    def __init__(self, spaces: Any) -> None:
-        self.names = {n for n, s in fields(spaces).items() if isinstance(s, Simplex) and s.metric == "fisher_rao"}
-        of = {n: Sphere(s.categories - 1) if n in self.names else s for n, s in fields(spaces).items()}
-        self.spaces = like(of, spaces)
-
-    def up(self, x: State) -> State:
-        """Points of the simplex as points of the sphere."""
-        return like({n: v.sqrt() if n in self.names else v for n, v in fields(x).items()}, x)
-
-    def down(self, z: State) -> State:
-        """And back, folding."""
-        return like({n: v.square() if n in self.names else v for n, v in fields(z).items()}, z)
-
-    def lift(self, velocity: Velocity) -> Velocity:
-        """The field on the sphere; outside of the orthant it goes on as it is at the folded point."""
-        if not self.names:
-            return velocity
-        spheres = fields(self.spaces)
-
-        def lifted(z: State, t: Tensor) -> State:
-            v = fields(velocity(self.down(z), t))  # a tangent p' / sqrt(p) is 2 z'
-            place = fields(z)
-            made = {n: spheres[n].to_tangent(place[n], 0.5 * u) if n in self.names else u for n, u in v.items()}
-            return like(made, z)
-
-        return lifted
-
-    def log_inside(self, z: State, mask: Tensor | None) -> Tensor:
-        """0 where all of a sample lies inside, minus infinity elsewhere, ``(B,)``."""
-        total = torch.zeros(first_tensor(z).shape[0], dtype=first_tensor(z).dtype, device=first_tensor(z).device)
-        for n in self.names:
-            value = fields(z)[n]
-            is_out = (value < -1e-6).any(-1)
-            if mask is not None:
-                is_out = is_out & expand_mask(mask, is_out)
-            total = total.masked_fill(is_out.flatten(1).any(-1) if is_out.ndim > 1 else is_out, -torch.inf)
-        return total
-
-
-class Adaptive(NamedTuple):
-    """Steps of a controlled size.
-
-    Attributes:
-        rtol, atol: bounds on the estimated error of a step, in lengths of tangents and nats.
-        most: number of steps at which the solver gives up.
-    """
-
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    most: int = 2000
-
-
-# Dormand & Prince 1980, the pair of orders 5 and 4. Its seventh stage is the first of the next step.
-_NODES = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-)
-_FIFTH = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-
-
-def log_density_change_adaptive(
-    spaces: Any,
-    x: State,
-    start: float,
-    end: float,
-    control: Adaptive,
-    take: Callable[[State, Tensor], tuple[State, Tensor]],
-) -> tuple[State, Tensor]:
-    r"""As :func:`log_density_change`, with steps that keep the estimated error of position and log-density in bounds.
-
-    Dormand-Prince 5(4) in normal coordinates around the current point, where both solutions of the pair lie in one flat
-    space, so the error estimate needs no distance on the manifold and keeps its order. One step size for the batch;
-    its control reads numbers from the device at every step.
-
-    Raises:
-        FloatingPointError: the step size fell to nothing, or ``control.most`` steps were not enough.
-    """
-    reference = first_tensor(x)
-    total = torch.zeros(reference.shape[0], dtype=reference.dtype, device=reference.device)
-
-    def time(value: float) -> Tensor:
-        return torch.tensor(value, dtype=reference.dtype, device=reference.device)
-
-    def pull(w: State, y: State, v: State) -> State:
-        view = fields(x)
-        made = {n: fields(spaces)[n].dexp_inv(view[n], fields(w)[n], fields(v)[n]) for n in view}
-        return like({n: made[n] for n in view}, y)
-
-    t, h = start, (end - start) / 50
-    first = take(x, time(t))
-    for _ in range(control.most):
-        h = math.copysign(min(abs(h), abs(end - t)), end - start)
-        slopes: list[tuple[State, Tensor]] = [first]
-        for node, weights in zip(_NODES[1:], _STAGES, strict=True):
-            w = _weighted([s for s, _ in slopes], weights, h)
-            y = _exp(spaces, x, w)
-            v, div = take(y, time(t + node * h))
-            slopes.append((pull(w, y, v), div))
-        w = _weighted([s for s, _ in slopes], _FIFTH, h)
-        y = _exp(spaces, x, w)
-        gained = h * sum(b * d for b, (_, d) in zip(_FIFTH, slopes, strict=True) if b)
-        last = take(y, time(t + h))
-        slopes.append((pull(w, y, last[0]), last[1]))
-        off = _weighted([s for s, _ in slopes], _ERROR, h)
-        off_log = h * sum(b * d for b, (_, d) in zip(_ERROR, slopes, strict=True) if b)
-        size = _lengths(w)
-        bound = control.atol + control.rtol * size
-        bound_log = control.atol + control.rtol * torch.as_tensor(gained).abs()
-        ratio = float(
-            torch.stack(
-                [(_lengths(off) / bound).square().mean().sqrt(), (off_log / bound_log).square().mean().sqrt()]  # type: ignore[operator]
-            ).max()
-        )
-        if ratio <= 1:
-            x, t, total, first = y, t + h, total + gained, last
-            if abs(end - t) < 1e-9:
-                return x, total
-        factor = 0.9 * max(ratio, 1e-6) ** -0.2 if math.isfinite(ratio) else 0.2
-        h *= min(5.0, max(0.2, factor))
-        if abs(h) < 1e-7:
-            break
-    raise FloatingPointError(
-        f"the adaptive solver stopped at t = {t:.6f} with a step of {abs(h):.1e}: the field is too stiff for "
-        f"rtol={control.rtol:g}, atol={control.atol:g}; loosen them or use steps= with a fixed method"
-    )
-
-
-def _weighted(tangents: Sequence[State], weights: Sequence[float], h: float) -> State:
-    out = {}
-    for name in fields(tangents[0]):
-        terms = [(h * b) * fields(v)[name] for b, v in zip(weights, tangents, strict=False) if b]
-        out[name] = torch.stack(terms).sum(0)
-    return like(out, tangents[0])
-
-
-def _exp(spaces: Any, x: State, u: State) -> State:
-    return like({n: fields(spaces)[n].exp(v, fields(u)[n]) for n, v in fields(x).items()}, x)
-
-
-def _lengths(u: State) -> Tensor:
-    """Length of the tangents of a sample, all fields together, ``(B,)``."""
-    return torch.stack([v.flatten(1).square().sum(-1) for v in fields(u).values()]).sum(0).sqrt()
-
-
 def _starting_with(v: State, velocity: Velocity) -> Velocity:
     """``velocity``, whose first value is known already: the divergence was taken at the same place."""
     known = [v]
@@ -470,12 +307,12 @@ def _elements(x: State) -> int:
 
 
 __all__ = [
-    "Adaptive",
+    "ROWS",
     "Directions",
     "divergence",
+    "exact_directions",
     "forward_mode",
     "log_density_change",
-    "log_density_change_adaptive",
     "quadrature_weights",
     "trace_nodes",
 ]

@@ -20,18 +20,14 @@ where on it x_t lies; it is carried by the boundary of the copy, which the veloc
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from manifoldflow.coupling import Independent
-from manifoldflow.distributions.normal import Normal
 from manifoldflow.manifolds.base import expand_time
-from manifoldflow.manifolds.euclidean import Centered, Euclidean
-from manifoldflow.paths.geodesic import Geodesic
-from manifoldflow.paths.interpolant import StochasticInterpolant
-from manifoldflow.state import State, expand_mask, fields, first_tensor, like, where_mask
+from manifoldflow.sampling.kernel import FlowKernel
+from manifoldflow.state import State, fields, first_tensor, like, where_mask
 
 Diffusion = float | Callable[[Tensor], Tensor]
 
@@ -64,97 +60,90 @@ class SDE:
             if not callable(value) and not value >= 0:
                 raise ValueError(f"SDE: diffusion must be a number of at least 0 or a function of time, got {value}")
 
+    is_for_jumps: ClassVar[bool] = False
+
+    def __hash__(self) -> int:
+        given = self.diffusion
+        return hash(tuple(sorted(given.items(), key=str)) if isinstance(given, Mapping) else given)
+
     def of(self, name: str) -> Diffusion:
         """The diffusion of a field."""
         return self.diffusion.get(name, 0.0) if isinstance(self.diffusion, Mapping) else self.diffusion
 
-    def advance(
+    def for_field(self, name: str, names: Any) -> "SDE | None":
+        """The way of one field: None where it gets no noise.
+
+        Raises:
+            ValueError: the diffusion names fields that the flow lacks.
+        """
+        if isinstance(self.diffusion, Mapping) and (unknown := set(self.diffusion) - set(names)):
+            raise ValueError(f"SDE: unknown fields {sorted(unknown)}; the fields are {list(names)}")
+        own = self.of(name)
+        return None if not callable(own) and own == 0 else SDE(own)
+
+    def check(self, path: Any, coupling: Any) -> None:
+        """Raise unless the path has a score.
+
+        Raises:
+            TypeError: says what is missing.
+        """
+        path.check_score(coupling)
+
+    def renew(
         self,
-        name: str,
         path: Any,
-        source: Any,
         pred: Tensor,
         x: Tensor,
+        moved: Tensor,
         t: Tensor,
         s: Tensor,
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """One step of field ``name`` from time ``t`` to ``s``, either way round.
+        """A step of the flow, completed by a Langevin step at the noise level of its middle.
 
         Args:
-            path, source: of the field.
+            path: of the field.
             pred: prediction of the model at ``x`` and ``t``.
-            x: points ``(B, ..., *event)``.
-            t, s: scalars.
-            mask: bool ``(B, N)`` of real elements; the others stay.
+            x: points ``(..., *event)``.
+            moved: where the path alone leads.
+            t, s: scalars, either way round.
+            mask: bool of real elements.
             generator: of the noise.
         """
-        moved = path.advance(pred, x, t, s, generator=generator)
-        diffusion = self.of(name)
-        if not callable(diffusion) and diffusion == 0:
-            return moved
-        middle = 0.5 * (t + s)
-        level = noise_level(path, source, middle)
+        mean, deviation = self._law(path, pred, x, moved, t, s)
+        noise = _normal(path.space, x, mean, mask, generator)
+        return path.space.exp(x, mean + expand_time(deviation, noise, path.space.tangent_ndim) * noise)
+
+    def log_prob(self, path: Any, pred: Tensor, x: Tensor, y: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Log-density of the step from ``x`` to ``y``, by the volume of the space, ``(...)``; infinite where it adds no noise."""
+        mean, deviation = self._law(path, pred, x, path.follow(pred, x, t, s), t, s)
+        return path.space.log_pushed_normal(x, mean, deviation, y)
+
+    def _law(self, path: Any, pred: Tensor, x: Tensor, moved: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean tangent at ``x`` and standard deviation of the step."""
+        diffusion, middle = self.of(""), 0.5 * (t + s)
+        level = path.noise_level(middle)
         renewed = (s - t).abs() * (diffusion(middle) / (level * level) if callable(diffusion) else diffusion)
-        level = torch.where(noise_level(path, source, s) > 1e-5 * level, level, 0.0)
-        change = renewal(path, source, pred, x, t, level, renewed, mask, generator)
+        level = torch.where(path.noise_level(s) > 1e-5 * level, level, 0.0)
+        drift, deviation = _langevin(path, pred, x, t, level, renewed)
         # What the path moved by, as a tangent: its step may be more than velocity times time.
-        return where_mask(mask, path.space.exp(x, path.space.log(x, moved) + change), moved)
+        return path.space.log(x, moved) + drift, deviation
 
 
-class SDEKernel:
-    """Moves a state along a flow with noise, for :func:`simulate`. One object per trajectory.
+def SDEKernel(flow: Any, method: Any = 1.0, *, known: Any = None) -> FlowKernel:
+    """A :class:`FlowKernel` with noise.
 
     Args:
         flow: the flow; its ``predict`` is called.
         method: the :class:`SDE`, or its diffusion.
-        known_mask: fully known elements, which the model sees at t = 1 and which do not move.
+        known: elements that are known.
 
     Raises:
         TypeError: a field with noise has no score.
     """
-
-    def __init__(
-        self, flow: Any, method: SDE | Diffusion | Mapping[str, Diffusion] = 1.0, *, known_mask: Tensor | None = None
-    ) -> None:
-        self.flow = flow
-        self.method = method if isinstance(method, SDE) else SDE(method)
-        self.known_mask = known_mask
-        self.previous: State | None = None
-        if isinstance(self.method.diffusion, Mapping) and (unknown := set(self.method.diffusion) - set(flow.path)):
-            raise ValueError(f"SDE: unknown fields {sorted(unknown)}; the fields are {list(flow.path)}")
-        for name, path in flow.path.items():
-            if self.method.of(name) != 0:
-                check_score(path, flow.source[name], flow.coupling)
-
-    def __call__(
-        self,
-        x: State,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
-    ) -> State:
-        first = first_tensor(x)
-        time = t.expand(first.shape[0]).to(first.dtype)
-        if self.known_mask is not None:
-            known = self.known_mask.expand(first.shape[: self.known_mask.ndim])
-            time = torch.where(known, 1.0, expand_mask(time, known))
-        pred = self.flow.predict(x, time, mask=mask, cond=cond, previous=self.previous)
-        if self.flow.self_condition > 0:
-            self.previous = pred
-        made = fields(pred)
-        moved = {
-            n: self.method.advance(
-                n, self.flow.path[n], self.flow.source[n], made[n], v, t, s, mask=mask, generator=generator
-            )
-            for n, v in fields(x).items()
-        }
-        return like(moved, x)
+    return FlowKernel(flow, method=method if isinstance(method, SDE) else SDE(method), known=known)
 
 
 @torch.no_grad()
@@ -183,8 +172,8 @@ def langevin(
     Raises:
         TypeError: a field has no score.
     """
-    for name, path in flow.path.items():
-        check_score(path, flow.source[name], flow.coupling)
+    for path in flow.path.values():
+        path.check_score(flow.coupling)
     first = first_tensor(x)
     time = torch.as_tensor(t, dtype=first.dtype, device=first.device)
     share = torch.as_tensor(renewed, dtype=first.dtype, device=first.device)
@@ -192,72 +181,26 @@ def langevin(
         made = fields(flow.predict(x, time.expand(first.shape[0]), mask=mask, cond=cond))
         view = fields(x)
         for n, v in view.items():
-            path, source = flow.path[n], flow.source[n]
-            change = renewal(path, source, made[n], v, time, noise_level(path, source, time), share, mask, generator)
-            view[n] = where_mask(mask, path.space.exp(v, change), v)
+            path, own = flow.path[n], flow.fields[n].spread(mask)
+            drift, deviation = _langevin(path, made[n], v, time, path.noise_level(time), share)
+            noise = _normal(path.space, v, drift, own, generator)
+            change = drift + expand_time(deviation, noise, path.space.tangent_ndim) * noise
+            view[n] = where_mask(own, path.space.exp(v, change), v)
         x = like(view, x)
     return x
 
 
-def renewal(
-    path: Any,
-    source: Any,
-    pred: Tensor,
-    x: Tensor,
-    t: Tensor,
-    level: Tensor,
-    renewed: Tensor,
-    mask: Tensor | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    r"""The tangent :math:`-\gamma q\, \eta + \gamma \sqrt{2 q}\, \xi`, q = 1 - exp(-renewed), of a Langevin step."""
-    eta = noise_prediction(path, source, pred, x, t)
-    normal = torch.randn(eta.shape, generator=generator, dtype=eta.dtype, device=eta.device)
-    space = path.space
-    normal = space.center(normal, mask) if isinstance(space, Centered) else space.to_tangent(x, normal)
+def _langevin(path: Any, pred: Tensor, x: Tensor, t: Tensor, level: Tensor, renewed: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean :math:`-\gamma q\, \eta` and deviation :math:`\gamma \sqrt{2 q}` of a Langevin step, q = 1 - exp(-renewed)."""
+    eta = path.noise_prediction(pred, x, t)
     share = -torch.expm1(-renewed)
-    return level * ((2 * share).sqrt() * normal - share * eta)
+    return -expand_time(level * share, eta, path.space.tangent_ndim) * eta, level * (2 * share).sqrt()
 
 
-def check_score(path: Any, source: Any, coupling: Any) -> None:
-    """Raise unless the score follows from what the network predicts.
-
-    Raises:
-        TypeError: says what is missing.
-    """
-    if isinstance(path, StochasticInterpolant):
-        return
-    advice = "; use path=StochasticInterpolant(), whose network learns the score"
-    if not isinstance(path, Geodesic) or not isinstance(path.space, Euclidean | Centered):
-        raise TypeError(f"{type(path).__name__} on {path.space} has no score in closed form" + advice)
-    if not isinstance(source, Normal):
-        raise TypeError(f"the score follows from the velocity for a Normal source, not for {source}" + advice)
-    if not isinstance(coupling, Independent):
-        raise TypeError(
-            f"the score follows from the velocity if source and data are paired independently, not by {coupling}"
-            + advice
-        )
-    if path.sample_schedule is not None:
-        raise TypeError("the score belongs to the training schedule, but this path has a sample_schedule" + advice)
-
-
-def noise_prediction(path: Any, source: Any, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    r""":math:`\eta = -\gamma \nabla \log p_t(x)`, the noise expected in ``x``; a tangent."""
-    if isinstance(path, StochasticInterpolant):
-        return path.noise_prediction(pred, x, t)
-    space, k = path.space, path.schedule.k(t)
-    if path.predicts == "endpoint":
-        ahead = space.log(x, pred) / expand_time(path.schedule.remaining(t).clamp_min(1e-3), x, space.tangent_ndim)
-    else:
-        ahead = path.velocity(pred, x, t) / expand_time(path.schedule.dk(t).clamp_min(1e-3), x, space.tangent_ndim)
-    return (x - expand_time(k, x, space.tangent_ndim) * ahead) / source.scale
-
-
-def noise_level(path: Any, source: Any, t: Tensor) -> Tensor:
-    r""":math:`\gamma(t)`: the standard deviation of the noise in x_t."""
-    if isinstance(path, StochasticInterpolant):
-        return path.noise_level(t)
-    return source.scale * path.schedule.remaining(t)
+def _normal(space: Any, x: Tensor, like_: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """A standard normal tangent at ``x``, without what the space does not have."""
+    normal = torch.randn(like_.shape, generator=generator, dtype=like_.dtype, device=like_.device)
+    return space.center(normal, mask) if space.is_centered else space.to_tangent(x, normal)
 
 
 def score(flow: Any, x: State, t: Tensor, *, mask: Tensor | None = None, cond: Any = None) -> State:
@@ -270,15 +213,10 @@ def score(flow: Any, x: State, t: Tensor, *, mask: Tensor | None = None, cond: A
         mask, cond: as for the flow.
 
     Raises:
-        TypeError: a field has no score; see :func:`check_score`.
+        TypeError: a field has no score.
     """
-    for name, path in flow.path.items():
-        check_score(path, flow.source[name], flow.coupling)
+    for path in flow.path.values():
+        path.check_score(flow.coupling)
     first = first_tensor(x)
     made = fields(flow.predict(x, t.expand(first.shape[0]).to(first.dtype), mask=mask, cond=cond))
-    out = {}
-    for n, v in fields(x).items():
-        path, source = flow.path[n], flow.source[n]
-        level = noise_level(path, source, t).clamp_min(1e-6)
-        out[n] = -noise_prediction(path, source, made[n], v, t) / level
-    return like(out, x)
+    return like({n: flow.path[n].score(made[n], v, t) for n, v in fields(x).items()}, x)

@@ -1,5 +1,7 @@
 """Time grids are data: a one-dimensional tensor of increasing or decreasing times."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -31,3 +33,18 @@ def check_grid(times: Tensor) -> Tensor:
             f"times must be a one-dimensional tensor of at least 2 entries, got shape {tuple(times.shape)}"
         )
     return times
+
+
+def check_times(times: Tensor | Sequence[float], device: torch.device | str | None = None) -> Tensor:
+    """A grid that somebody gave, as a tensor on a device.
+
+    Raises:
+        ValueError: a time is no number, or two neighbours are equal or turn back; looked at only where that costs no wait for a
+            device.
+    """
+    grid = check_grid(torch.as_tensor(times))
+    if grid.device.type == "cpu":
+        step = grid.double().diff()
+        if not bool(torch.isfinite(grid.double()).all()) or not bool((step > 0).all() | (step < 0).all()):
+            raise ValueError(f"times must be numbers that all rise or all fall, got {grid.tolist()}")
+    return grid.to(device)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.paths import Jumps, Masking
-from manifoldflow.paths.logits import NoisyPoint
+from manifoldflow.paths.base import NoisyPoint
+from manifoldflow.state import Move
 from manifoldflow.tasks.dna.model import STACK, SequenceNet
 
 
@@ -25,6 +26,10 @@ class LeftToRight(Masking):
         """The negative log-probability of every token, whatever the time."""
         return self.loss(pred, point)
 
+    def bound_times(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Any time gives the same."""
+        return u, torch.ones_like(u)
+
     def _counted(self, value: Tensor, point: NoisyPoint) -> Tensor:
         return value
 
@@ -37,9 +42,9 @@ class LeftToRight(Masking):
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-        how: Jumps | None = None,
         shift: Tensor | None = None,
-    ) -> Tensor:
+        how: Jumps | None = None,
+    ) -> Move:
         """Draw the letter whose time lies between ``t`` and ``s``.
 
         Raises:
@@ -55,7 +60,7 @@ class LeftToRight(Masking):
         here = slice(first, end)
         drawn = x.clone()
         drawn[:, here] = self._new_tokens(pred[:, here], x[:, here], None, None, how, generator)
-        return drawn if mask is None else torch.where(mask, drawn, x)
+        return Move(drawn if mask is None else torch.where(mask, drawn, x))
 
 
 class CausalConvNet(SequenceNet):
