@@ -1,6 +1,7 @@
-"""PDB and mmCIF text of one backbone."""
+"""PDB and mmCIF text of one backbone, of one chain or several."""
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +14,10 @@ class Sample:
     """One backbone without padding, ready to print."""
 
     name: str
-    chain_id: str
+    chain: list[str]  # of each residue, as all that follows
     coords: NDArray[np.float64]
     resnum: list[int]
+    icode: list[str]
     residue: list[str]
     bfactor: list[float]
 
@@ -29,33 +31,34 @@ def pdb_atoms(sample: Sample) -> list[str]:
             f"{sample.name}: coordinates {low:.0f}..{high:.0f} A do not fit a PDB file; centre or write_cif"
         )
     atoms = len(BACKBONE) * len(sample.resnum)
-    if atoms >= 99_999:  # TER takes a serial number too
+    if atoms + len(set(sample.chain)) > 99_999:  # TER takes a serial number too
         raise ValueError(f"{sample.name}: {atoms:,} atoms do not fit a PDB file (99,998 and TER); use write_cif")
     if min(sample.resnum) < -999 or max(sample.resnum) > 9999:
         span = f"{min(sample.resnum)}..{max(sample.resnum)}"
         raise ValueError(f"{sample.name}: residue numbers {span} do not fit a PDB file (-999..9999); use write_cif")
-    if len(sample.chain_id) != 1 or not sample.chain_id.isascii() or not sample.chain_id.isprintable():
-        raise ValueError(
-            f"{sample.name}: chain id {sample.chain_id!r} must be one character in a PDB file; use write_cif"
-        )
+    for chain in set(sample.chain):
+        if len(chain) != 1 or not chain.isascii() or not chain.isprintable():
+            raise ValueError(f"{sample.name}: chain id {chain!r} must be one character in a PDB file; use write_cif")
     if min(sample.bfactor) < -99.99 or max(sample.bfactor) > 999.99:
         raise ValueError(f"{sample.name}: bfactor must be in -99.99..999.99 in a PDB file")
     lines = []
     serial = 0
-    for residue, number, factor, atom_coords in zip(
-        sample.residue, sample.resnum, sample.bfactor, rounded.tolist(), strict=True
-    ):
-        place = f"{residue:>3} {sample.chain_id}{number:4d} "
+    for row, atom_coords in enumerate(rounded.tolist()):
+        chain, number, icode = sample.chain[row], sample.resnum[row], sample.icode[row] or " "
+        place = f"{sample.residue[row]:>3} {chain}{number:4d}{icode}"
         for name, (a, b, c) in zip(BACKBONE, atom_coords, strict=True):
             serial += 1
             xyz = f"{a:8.3f}{b:8.3f}{c:8.3f}"
-            lines.append(f"ATOM  {serial:5d}  {name:<3} {place}   {xyz}  1.00{factor:6.2f}          {name[0]:>2}  ")
-    lines.append(f"TER   {serial + 1:5d}      {place}".ljust(80))
+            tail = f"  1.00{sample.bfactor[row]:6.2f}          {name[0]:>2}  "
+            lines.append(f"ATOM  {serial:5d}  {name:<3} {place}   {xyz}{tail}")
+        if sample.chain[row + 1 : row + 2] != [chain]:
+            serial += 1
+            lines.append(f"TER   {serial:5d}      {place}".ljust(80))
     return lines
 
 
 def pdb_text(sample: Sample) -> str:
-    """A PDB file of one chain."""
+    """A PDB file."""
     return "\n".join([*pdb_atoms(sample), "END".ljust(80), ""])
 
 
@@ -67,30 +70,32 @@ _ATOM_SITE = (
 
 
 def cif_text(sample: Sample) -> str:
-    """One data block: the polymer entity with its sequence, and the atoms."""
-    chain = sample.chain_id
-    if not chain or not chain.isascii() or not chain.isalnum():
-        raise ValueError(f"{sample.name}: chain id {chain!r} must be letters and digits in an mmCIF file")
+    """One data block: a polymer entity with its sequence for every chain, and the atoms."""
+    chains = [
+        (chain, [row for row, _ in rows]) for chain, rows in groupby(enumerate(sample.chain), lambda item: item[1])
+    ]
+    for chain, _ in chains:
+        if not chain or not chain.isascii() or not chain.isalnum():
+            raise ValueError(f"{sample.name}: chain id {chain!r} must be letters and digits in an mmCIF file")
     block = "".join(c if (c.isascii() and c.isalnum()) or c in "_-." else "_" for c in sample.name)
     lines = [f"data_{block}", "#", f"_entry.id {block}", "#"]
-    lines += ["_entity.id 1", "_entity.type polymer", "#"]
-    lines += [
-        "_entity_poly.entity_id 1",
-        "_entity_poly.type polypeptide(L)",
-        f"_entity_poly.pdbx_strand_id {chain}",
-        "#",
-    ]
-    lines += [f"_struct_asym.id {chain}", "_struct_asym.entity_id 1", "#"]
-    lines += ["loop_", "_entity_poly_seq.entity_id", "_entity_poly_seq.num", "_entity_poly_seq.mon_id"]
-    lines += [f"1 {i} {residue}" for i, residue in enumerate(sample.residue, 1)]
+    lines += ["loop_", "_entity.id", "_entity.type", *(f"{k} polymer" for k in range(1, len(chains) + 1)), "#"]
+    lines += ["loop_", "_entity_poly.entity_id", "_entity_poly.type", "_entity_poly.pdbx_strand_id"]
+    lines += [f"{k} polypeptide(L) {chain}" for k, (chain, _) in enumerate(chains, 1)]
+    lines += ["#", "loop_", "_struct_asym.id", "_struct_asym.entity_id"]
+    lines += [f"{chain} {k}" for k, (chain, _) in enumerate(chains, 1)]
+    lines += ["#", "loop_", "_entity_poly_seq.entity_id", "_entity_poly_seq.num", "_entity_poly_seq.mon_id"]
+    for k, (_, rows) in enumerate(chains, 1):
+        lines += [f"{k} {i} {sample.residue[row]}" for i, row in enumerate(rows, 1)]
     lines += ["#", "loop_", *(f"_atom_site.{field}" for field in _ATOM_SITE)]
     serial = 0
-    rounded = np.round(sample.coords, 3) + 0.0
-    for i, (residue, number, factor, atom_coords) in enumerate(
-        zip(sample.residue, sample.resnum, sample.bfactor, rounded.tolist(), strict=True), 1
-    ):
-        for name, (a, b, c) in zip(BACKBONE, atom_coords, strict=True):
-            serial += 1
-            where = f"{name[0]} {name} . {residue} {chain} 1 {i} ? {a:.3f} {b:.3f} {c:.3f}"
-            lines.append(f"ATOM {serial} {where} 1.00 {factor:.2f} {number} {residue} {chain} {name} 1")
+    rounded = (np.round(sample.coords, 3) + 0.0).tolist()
+    for k, (chain, rows) in enumerate(chains, 1):
+        for i, row in enumerate(rows, 1):
+            residue, number, icode = sample.residue[row], sample.resnum[row], sample.icode[row] or "?"
+            for name, (a, b, c) in zip(BACKBONE, rounded[row], strict=True):
+                serial += 1
+                where = f"{name[0]} {name} . {residue} {chain} {k} {i} {icode} {a:.3f} {b:.3f} {c:.3f}"
+                factors = f"1.00 {sample.bfactor[row]:.2f} {number} {residue} {chain} {name} 1"
+                lines.append(f"ATOM {serial} {where} {factors}")
     return "\n".join([*lines, "#", ""])

@@ -1,22 +1,24 @@
 """What ``manifoldflow sample proteins`` runs."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
+from manifoldflow.files import write_json
 from manifoldflow.tasks.proteins.backbones import read_backbones, structure_files
+from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 
 DEFAULT_STEPS = 30
 
 
 def sample(
     out: str = "designs",
-    length: int | list[int] = 100,
+    length: int | list[int] | None = None,
     num: int = 8,
     steps: int = DEFAULT_STEPS,
     checkpoint: str = "proteins",
@@ -35,13 +37,15 @@ def sample(
 
     Args:
         out: folder for the files (made if needed).
-        length: residues per backbone, a number or a list such as [80,100]; `num` backbones are made of each.
+        length: residues per backbone, a number or a list such as [80,100]; `num` backbones are made of each. Default: 100,
+            or what a `--motif` with ranges makes.
         num: backbones per length.
         steps: sampling steps; more make more helix and longer shapes (see the table in tasks/proteins/README.md).
         checkpoint: a model file, or the name of an embedded one.
         seed: of the random draws; the same seed gives the same backbones.
         motif: residues of `--structure` to keep, such as `20/A92-99/16/A47-54`: numbers are free residues, the rest of
-            the length follows after the last part.
+            the length follows after the last part. `5-15/H52A-60/5-15` draws the free lengths anew for every backbone,
+            `/0 ` begins a new chain (tasks/proteins/README.md).
         structure: PDB or mmCIF file that holds the motif.
         format: file format.
         trajectory: also write the way from noise to backbone as `*_trajectory.pdb` with one model per step.
@@ -55,11 +59,11 @@ def sample(
     """
     from rich.progress import Progress
 
-    from manifoldflow.tasks.proteins.motif import load_motif
+    from manifoldflow.tasks.proteins.motif import Motif, keep_atoms, lay_out, numbers_of, read_contig, stack
     from manifoldflow.tasks.proteins.relax import relax as relax_frames
     from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
-    lengths = [length] if isinstance(length, int) else list(length)
+    lengths = [100] if length is None else [length] if isinstance(length, int) else list(length)
     if not lengths:
         raise ValueError("--length needs a number of residues or a list of them such as [80,100], got an empty list")
     for name, value, least in (
@@ -73,17 +77,20 @@ def sample(
     if (motif is None) != (structure is None):
         raise ValueError("--motif and --structure belong together: the residues to keep and the file that holds them")
     where = find_device(device)
-    known = load_motif(structure, motif) if motif is not None and structure is not None else None
-    if known is not None and known.mask.shape[1] > min(lengths):
-        raise ValueError(
-            f"the motif {motif!r} spans {known.mask.shape[1]} residues, which does not fit a length of {min(lengths)}"
-        )
+    contig = read_contig(structure, motif) if motif is not None and structure is not None else None
+    layouts: list[Motif] = []
+    if contig is not None and structure is not None:
+        totals: list[int | None] = [*lengths] if length is not None or contig.is_fixed else [None]
+        order = [n for n in totals for _ in range(num)]
+        layouts = [lay_out(contig, structure, length=n, seed=f"{seed} {i}") for i, n in enumerate(order)]
+        lengths = [layout.lengths[0] for layout in layouts]
+        print(f"motif {motif}: {contig.describe()}")
     target = Path(out)
     if target.exists() and not target.is_dir():
         raise ValueError(f"--out {target}: is a file, expected a folder")
     older = structure_files(target) if target.is_dir() else []
     flow = mf.load(checkpoint, device=where)
-    wanted = [n for n in lengths for _ in range(num)]
+    wanted = lengths if layouts else [n for n in lengths for _ in range(num)]
     check_memory(flow, max(lengths), min(batch_size, len(wanted)), where)
     generator = torch.Generator(where).manual_seed(seed)
     names = [f"sample_{i:03d}" for i in range(len(wanted))]
@@ -92,11 +99,14 @@ def sample(
         task = progress.add_task("sampling", total=-(-len(wanted) // batch_size) * steps)
         for at in range(0, len(wanted), batch_size):
             part = wanted[at : at + batch_size]
+            known = stack(layouts[at : at + batch_size]) if layouts else None
+            index = None if known is None else known.residue_index.to(where)
             x, mask = flow.sample(
                 lengths=part,
                 steps=steps,
                 method=method,
                 generator=generator,
+                cond=None if index is None else {"residue_index": index},
                 known=None if known is None else {k: v.to(where) for k, v in known.x.items()},
                 known_mask=None if known is None else known.mask.to(where),
                 trajectory=trajectory,
@@ -104,17 +114,29 @@ def sample(
             )
             final = {k: v[-1] for k, v in x.items()} if trajectory else x
             if relax:
-                final = relax_frames(
-                    final, mask, fixed=None if known is None else _extended(known.mask.to(where), mask)
-                )
+                final = relax_frames(final, mask, index, fixed=None if known is None else known.mask.to(where))
             write = write_pdb if format == "pdb" else write_cif
+            stems = names[at : at + len(part)]
             target.mkdir(parents=True, exist_ok=True)
-            made += write(final, mask, target, names=names[at : at + len(part)])
+            labels: dict[str, Any] = {}
+            if known is not None:
+                labels = {"aatype": known.aatype, "chain": known.chain, "resnum": numbers_of(known.chain)}
+                atoms = keep_atoms(atoms_from_frames(final, mask, index), final, known)
+                made += write(atoms, mask, target, names=stems, **labels)
+                for stem, about in zip(stems, known.records, strict=True):
+                    write_json(target / f"{stem}.json", about | {"checkpoint": checkpoint, "seed": seed})
+            else:
+                made += write(final, mask, target, names=stems)
+                _forget_records(target, stems)
             if trajectory:
                 for i, n in enumerate(part):
                     states = {k: v[:, i, :n] for k, v in x.items()}
-                    write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb")
+                    of_one = {key: value[i, :n] for key, value in labels.items()}
+                    gaps = None if index is None else index[i, :n].cpu()
+                    write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb", residue_index=gaps, **of_one)
     print(f"wrote {len(made)} backbone{'s' * (len(made) > 1)} to {Path(out)}/ ({made[0].name} ... {made[-1].name})")
+    if layouts:
+        print(f"what is motif in each, and what it was in {structure}, is in the .json file of the same name")
     if replaced := len(set(older) & set(made)):
         print(f"{replaced} older file{'s' * (replaced > 1)} of the same name{'s' * (replaced > 1)} replaced")
     if others := len(set(older) - set(made)):
@@ -126,9 +148,16 @@ def sample(
         _report(made, Path(out), checkpoint, seed, steps)
 
 
-def _extended(motif: Tensor, mask: Tensor) -> Tensor:
-    """A motif's mask ``(1, n)`` for samples of N >= n residues."""
-    return torch.nn.functional.pad(motif, (0, mask.shape[1] - motif.shape[1])).expand_as(mask)
+def _forget_records(folder: Path, stems: list[str]) -> None:
+    """Remove the motif records of older backbones that were just replaced by ones without a motif."""
+    for stem in stems:
+        path = folder / f"{stem}.json"
+        try:
+            is_ours = "con_hal_pdb_idx" in json.loads(path.read_text())
+        except (OSError, ValueError, TypeError):
+            continue
+        if is_ours:
+            path.unlink()
 
 
 def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:

@@ -1,7 +1,7 @@
 """Write backbones as PDB and mmCIF files that the usual viewers and libraries read back."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manifoldflow.files import write_text
 from manifoldflow.tasks.proteins.formats import Sample, cif_text, pdb_atoms, pdb_text
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.structure import AMINO_ACIDS, THREE_LETTER
@@ -32,6 +33,8 @@ def write_pdb(
     chain_id: str | Sequence[str] = "A",
     bfactor: PerResidue = None,
     names: Sequence[str] | None = None,
+    icode: PerResidue = None,
+    chain: PerResidue = None,
 ) -> list[Path]:
     """Write one PDB file per sample. Nothing is written if a sample does not fit the format; each file is atomic.
 
@@ -46,6 +49,8 @@ def write_pdb(
         chain_id: chain id, or one per sample.
         bfactor: ``(B, N)`` per residue, for example a confidence. Default 0.
         names: file stems. Default ``sample_000``, ``sample_001``, ...
+        icode: ``(B, N)`` insertion codes as strings, ``""`` for none.
+        chain: ``(B, N)`` number of the chain of each residue, from 0, instead of one ``chain_id``; they are called A, B, ...
 
     Returns:
         The files, in the order of the samples.
@@ -54,7 +59,7 @@ def write_pdb(
         ValueError: shapes that do not match, no residues, coordinates not finite or beyond the PDB's 8 columns, more
             than 99,999 atoms, numbers beyond -999..9999, a chain id of more than one character, or names that clash.
     """
-    samples = _samples(x, mask, residue_index, resnum, aatype, chain_id, bfactor, names)
+    samples = _samples(x, mask, residue_index, resnum, aatype, chain_id, bfactor, names, icode, chain)
     return _write_files(samples, Path(out), (".pdb", ".ent"), pdb_text)
 
 
@@ -69,9 +74,11 @@ def write_cif(
     chain_id: str | Sequence[str] = "A",
     bfactor: PerResidue = None,
     names: Sequence[str] | None = None,
+    icode: PerResidue = None,
+    chain: PerResidue = None,
 ) -> list[Path]:
     """Write one mmCIF file per sample; the same arguments as :func:`write_pdb`, and no limits of size."""
-    samples = _samples(x, mask, residue_index, resnum, aatype, chain_id, bfactor, names)
+    samples = _samples(x, mask, residue_index, resnum, aatype, chain_id, bfactor, names, icode, chain)
     return _write_files(samples, Path(out), (".cif", ".mmcif"), cif_text)
 
 
@@ -83,6 +90,7 @@ def write_trajectory(
     resnum: PerResidue = None,
     aatype: PerResidue = None,
     chain_id: str = "A",
+    chain: PerResidue = None,
 ) -> Path:
     """Write the states of one backbone as a PDB file with one MODEL per state.
 
@@ -91,6 +99,7 @@ def write_trajectory(
         path: a ``.pdb`` file.
         residue_index, resnum, aatype: ``(N,)``, the same for all states; see :func:`write_pdb`.
         chain_id: chain id.
+        chain: ``(N,)`` numbers of chains instead; see :func:`write_pdb`.
     """
     path = Path(path)
     if path.suffix.lower() not in (".pdb", ".ent"):
@@ -99,15 +108,14 @@ def write_trajectory(
     if not 1 <= states <= 9999:
         raise ValueError(f"{path}: a PDB file holds 1 to 9999 models, got {states}; write every k-th state")
     names = [f"state {i + 1}" for i in range(states)]
-    index, numbers, kinds = (
-        None if v is None else torch.as_tensor(v).expand(states, -1) for v in (residue_index, resnum, aatype)
+    index, numbers, kinds, owner = (
+        None if v is None else torch.as_tensor(v).expand(states, -1) for v in (residue_index, resnum, aatype, chain)
     )
-    samples = _samples(coords, None, index, numbers, kinds, chain_id, None, names)
+    samples = _samples(coords, None, index, numbers, kinds, chain_id, None, names, None, owner)
     lines = []
     for number, sample in enumerate(samples, 1):
         lines += [f"MODEL     {number:4d}".ljust(80), *pdb_atoms(sample), "ENDMDL".ljust(80)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_atomic(path, "\n".join([*lines, "END".ljust(80), ""]))
+    write_text(path, "\n".join([*lines, "END".ljust(80), ""]))
     return path
 
 
@@ -120,6 +128,8 @@ def _samples(
     chain_id: str | Sequence[str],
     bfactor: PerResidue,
     names: Sequence[str] | None,
+    icode: PerResidue,
+    chain: PerResidue,
 ) -> list[Sample]:
     """Check the arguments and take the padding off."""
     is_frames = isinstance(x, Mapping)
@@ -132,11 +142,12 @@ def _samples(
         raise ValueError(f"expected {wanted}, got shape {tuple(lead.shape)}")
     shape = (int(lead.shape[0]), int(lead.shape[1]))
     given = {"mask": mask, "residue_index": residue_index, "resnum": resnum, "aatype": aatype, "bfactor": bfactor}
+    given |= {"icode": icode, "chain": chain}
     rows: dict[str, NDArray[Any]] = {}
     for key, value in given.items():
         if value is None:
             continue
-        array = torch.as_tensor(value).detach().cpu().numpy()
+        array = np.asarray(value, "U1") if key == "icode" else torch.as_tensor(value).detach().cpu().numpy()
         rows[key] = array[None] if array.ndim == 1 else array
         if rows[key].shape != shape:
             raise ValueError(f"{key} has shape {array.shape}, expected {shape}")
@@ -157,7 +168,7 @@ def _samples(
     if len(set(stems)) != len(stems):
         raise ValueError("names must be unique: each is a file")
     samples = []
-    for i, (stem, chain) in enumerate(zip(stems, chain_ids, strict=True)):
+    for i, (stem, one) in enumerate(zip(stems, chain_ids, strict=True)):
         keep = rows["mask"][i].astype(bool) if "mask" in rows else np.ones(shape[1], bool)
         count = int(keep.sum())
         if not count:
@@ -175,13 +186,17 @@ def _samples(
         kind = rows["aatype"][i][keep] if "aatype" in rows else np.full(count, _DEFAULT_TYPE)
         if kind.min() < 0 or kind.max() >= len(AMINO_ACIDS):
             raise ValueError(f"{stem}: aatype must be in 0..{len(AMINO_ACIDS) - 1}, found {kind.min()}..{kind.max()}")
-        if len(np.unique(number)) != count:
+        codes = rows["icode"][i][keep].tolist() if "icode" in rows else [""] * count
+        owner = [chain_letter(k) for k in rows["chain"][i][keep].tolist()] if "chain" in rows else [one] * count
+        if len(set(zip(owner, number.tolist(), codes, strict=True))) != count:
             raise ValueError(f"{stem}: residue numbers repeat; a reader would merge those residues")
+        if any(a != b and b in owner[:k] for k, (a, b) in enumerate(pairwise(owner), 1)):
+            raise ValueError(f"{stem}: the residues of a chain must stand together")
         factor = rows["bfactor"][i][keep] if "bfactor" in rows else np.zeros(count)
         if not np.isfinite(factor).all():
             raise ValueError(f"{stem}: bfactor is not finite")
         residue = [THREE_LETTER[k] for k in kind.tolist()]
-        samples.append(Sample(stem, chain, coords[i][keep], number.tolist(), residue, factor.tolist()))
+        samples.append(Sample(stem, owner, coords[i][keep], number.tolist(), codes, residue, factor.tolist()))
     return samples
 
 
@@ -200,15 +215,11 @@ def _write_files(
     paths = [out] if is_file else [out / f"{sample.name}{suffixes[0]}" for sample in samples]
     texts = [text_of(sample) for sample in samples]  # all before the first file: a bad sample leaves no half set
     for path, text in zip(paths, texts, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_atomic(path, text)
+        write_text(path, text)
     return paths
 
 
-def _write_atomic(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def chain_letter(number: int) -> str:
+    """Chain ids of a design by number: A, B, ..., Z, a, ..., z, 0, ..., 9, C62, ..."""
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    return letters[number] if number < len(letters) else f"C{number}"

@@ -18,6 +18,7 @@ from manifoldflow.tasks.proteins.model import NetworkConfig
 from manifoldflow.tasks.proteins.reading import read_structure
 from manifoldflow.tasks.proteins.reflow import PairDataset, make_pairs
 from manifoldflow.tasks.proteins.write import write_pdb
+from testkit import peptide
 
 Captured = pytest.CaptureFixture[str]
 
@@ -124,9 +125,47 @@ def test_a_motif_is_found_again_in_every_sample(tiny: str, inputs: Path, tmp_pat
     words = ["--length", 14, "--num", 2, "--motif", "3/A4-8", "--structure", inputs / "good.pdb"]
     run(capsys, *sample(tiny, tmp_path / "m", *words))
     truth = torch.as_tensor(read_structure(inputs / "good.pdb")[0].coords)[3:8, 1]
-    coords, _, _ = read_backbones(sorted((tmp_path / "m").iterdir()))
+    coords, _, _ = read_backbones(sorted((tmp_path / "m").glob("*.pdb")))
     for made in coords[:, 3:8, 1]:
         assert (torch.cdist(made, made) - torch.cdist(truth, truth)).abs().max() < 5e-3
+
+
+def test_a_scaffold_keeps_names_and_all_atoms_of_its_motif_and_says_where_it_is(
+    tiny: str, inputs: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    types = torch.arange(30) % 20
+    write_pdb(torch.tensor(peptide.helix(30)).float(), None, inputs / "m.pdb", aatype=types, chain_id="K")
+    folder = tmp_path / "m"
+    words = ["--num", 6, "--motif", "2-9/K4-8/3/K20-22/0 4-6", "--structure", inputs / "m.pdb", "--batch-size", 4]
+    text = run(capsys, *sample(tiny, folder, *words, "--trajectory"))
+    assert "2-9 free, 5 of chain 'K' (4 to 8), 3 free, 3 of chain 'K' (20 to 22), new chain, 4-6 free" in text
+    (source,) = read_structure(inputs / "m.pdb")
+    lengths = set()
+    for file in sorted(folder.glob("sample_00?.pdb")):
+        about = json.loads(file.with_suffix(".json").read_text())
+        first, second = read_structure(file)
+        assert (first.chain_id, second.chain_id) == ("A", "B") and second.resnum[0] == 1
+        assert about["length"] == len(first) + len(second)
+        lengths.add(about["length"])
+        rows = [first.resnum.tolist().index(number) for _, number in about["con_hal_pdb_idx"]]
+        wanted = [3, 4, 5, 6, 7, 19, 20, 21]
+        assert [number for _, number in about["con_ref_pdb_idx"]] == [row + 1 for row in wanted]
+        assert first.aatype[rows].tolist() == source.aatype[wanted].tolist()
+        free = [row for row in range(len(first)) if row not in rows]
+        assert set(first.aatype[free].tolist()) == set(second.aatype.tolist()) == {5}  # G
+        made, truth = (
+            torch.as_tensor(c.coords[r]).double().reshape(-1, 3) for c, r in ((first, rows), (source, wanted))
+        )
+        assert (torch.cdist(made, made) - torch.cdist(truth, truth)).abs().max() < 5e-3  # O of them too
+        assert len(read_structure(file.with_name(f"{file.stem}_trajectory.pdb"))) == 2
+    assert len(lengths) > 2
+    again = tmp_path / "again"
+    run(capsys, *sample(tiny, again, *words))
+    assert (again / "sample_003.pdb").read_bytes() == (folder / "sample_003.pdb").read_bytes()
+    # A backbone without a motif of the same name must not stand beside the record of the old one.
+    (folder / "sample_001.json").write_text('{"mine": 1}')
+    run(capsys, *sample(tiny, folder, "--length", 6, "--num", 2))
+    assert not (folder / "sample_000.json").exists() and (folder / "sample_001.json").exists()
 
 
 def test_files_of_an_earlier_run_are_replaced_or_kept_but_never_in_silence(
@@ -158,13 +197,14 @@ def test_files_of_an_earlier_run_are_replaced_or_kept_but_never_in_silence(
         (["--motif", "A1-5", "--structure", "{}/gone.pdb"], ["gone.pdb: no such file"]),
         (["--motif", "A1-5", "--structure", "{}/empty.pdb"], ["empty.pdb: the file is empty"]),
         (["--motif", "A1-5", "--structure", "{}/dna.pdb"], ["dna.pdb: no protein residues"]),
-        (["--motif", "A1-5", "--structure", "{}/one.pdb"], ["lacks residue 2 of chain A (4 missing in A1-5)"]),
-        (["--motif", "A28-33", "--structure", "{}/good.pdb"], ["lacks residue 31 of chain A (3 missing"]),
-        (["--motif", "A3-7", "--structure", "{}/odd.pdb"], ["lacks residue 5 of chain A (1 missing"]),
-        (["--motif", "B1-5", "--structure", "{}/good.pdb"], ["has no chain B; it has A"]),
-        (["--motif", "A5-1", "--structure", "{}/good.pdb"], ["cannot read 'A5-1'", "such as A92-99"]),
+        (["--motif", "A1-5", "--structure", "{}/one.pdb"], ["lacks residue 5 of chain A; it has 1"]),
+        (["--motif", "A28-33", "--structure", "{}/good.pdb"], ["lacks residue 33 of chain A; it has 1 to 30"]),
+        (["--motif", "A3-7", "--structure", "{}/odd.pdb"], ["lacks residue 5 of chain A, within A3-7"]),
+        (["--motif", "B1-5", "--structure", "{}/good.pdb"], ["has no chain B; it has 'A'"]),
+        (["--motif", "A5-1", "--structure", "{}/good.pdb"], ["the range A5-1 falls"]),
         (["--motif", "5//A1-3", "--structure", "{}/good.pdb"], ["cannot read ''"]),
         (["--motif", "20", "--structure", "{}/good.pdb"], ["holds no residues of the structure"]),
+        (["--motif", "5-9/A1-6", "--length", "20", "--structure", "{}/good.pdb"], ["spans 11 to 15 residues"]),
         (
             ["--motif", "5/A1-6", "--length", "[20,10]", "--structure", "{}/good.pdb"],
             ["'5/A1-6' spans 11 residues, which does not fit a length of 10"],

@@ -169,13 +169,13 @@ def test_a_crash_in_mid_write_leaves_the_old_file_and_no_half_one(
 ) -> None:
     (path,) = write_pdb(walk(1, 4), None, tmp_path / "x.pdb")
     before = path.read_bytes()
-    real = Path.write_text
+    real = Path.write_bytes
 
     def half(self: Path, text: str, *args: object) -> int:
         real(self, text[: len(text) // 2])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(Path, "write_text", half)
+    monkeypatch.setattr(Path, "write_bytes", half)
     for save in (
         lambda x: write_pdb(x, None, tmp_path / "x.pdb"),
         lambda x: write_cif(x, None, tmp_path / "x.cif"),
