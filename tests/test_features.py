@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import manifoldflow as mf
-from manifoldflow.nn import Coordinates, FourierFeatures, LandmarkFeatures
+from manifoldflow.nn import Coordinates, FourierFeatures, LandmarkFeatures, NearestLandmarks
 
 DOUBLE = torch.float64
 SPACES = [mf.Sphere(2), mf.Torus(2, 2 * math.pi), mf.Torus(3), mf.SO3(), mf.UnitQuaternion(), mf.Simplex(4)]
@@ -157,3 +157,77 @@ def test_bad_settings_are_refused():
         LandmarkFeatures(mf.Sphere(2), torch.eye(3), 0.1, hide="none")
     with pytest.raises(ValueError, match="finest"):
         LandmarkFeatures(mf.Sphere(2), torch.eye(3), 0.0)
+
+
+def near_sums(marks, x, scale, k, hidden=None):
+    """The sums over the nearest landmarks in plain loops."""
+    rows = []
+    for i, point in enumerate(x):
+        seen = [m for j, m in enumerate(marks) if hidden is None or j != hidden[i]]
+        seen = sorted(seen, key=lambda m: float((m - point).norm()))
+        edge = float((seen[k] - point).norm())
+        total, shift = 0.0, torch.zeros(3, dtype=DOUBLE)
+        for m in seen[:k]:
+            d = float((m - point).norm())
+            weight = math.exp(-(d**2) / (2 * scale**2)) * (1 - d**2 / edge**2) ** 2
+            total, shift = total + weight, shift + weight * (m - point)
+        rows.append(torch.tensor([math.log1p(total), total / (1 + total), *(shift / (scale * (total + 1e-3)))]))
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def crowd():
+    g = torch.Generator().manual_seed(5)
+    sphere = mf.Sphere(2)
+    marks = sphere.sample_uniform((60,), generator=g, dtype=DOUBLE)
+    return sphere, marks, sphere.sample_uniform((7,), generator=g, dtype=DOUBLE)
+
+
+def test_the_nearest_landmarks_are_summed_with_a_window_and_the_own_row_is_not_among_them(crowd):
+    sphere, marks, x = crowd
+    features = NearestLandmarks(sphere, marks, 0.01, nearest=4, sample=100, waves=4, octaves=(0, 1)).double()
+    t = torch.full((7,), 0.7, dtype=DOUBLE)
+    for hidden in (None, [3, 59, 0, 1, 2, 4, 5]):
+        told = None if hidden is None else torch.tensor(hidden)
+        out = features(x, t, told)[:, -10:].unflatten(-1, (2, 5))
+        for place, scale in enumerate((0.6, 0.3)):
+            assert (out[:, place] - near_sums(marks, x, scale, 4, hidden)).abs().max() < 1e-9
+    # With a sample that holds them all, the other half is that of all landmarks.
+    plain = LandmarkFeatures(sphere, marks, 0.01, waves=4, octaves=(0, 1)).double()
+    told = torch.arange(7)
+    assert (features(x, t, told)[:, : plain.size] - plain(x, t, told)).abs().max() < 1e-6
+
+
+def test_nearest_landmarks_have_no_jumps_where_the_neighbours_change(crowd):
+    sphere, marks, x = crowd
+    features = NearestLandmarks(sphere, marks, 0.1, nearest=3, sample=5, waves=4).double()
+    t = torch.tensor(0.5, dtype=DOUBLE)
+    times = torch.linspace(0, 1, 20_001, dtype=DOUBLE)
+    line, _ = sphere.geodesic(x[:1].expand(20_001, 3), x[1:2].expand(20_001, 3), times)
+    out = features(line, t.expand(20_001))
+    index = torch.cdist(line, marks).topk(4, largest=False).indices.sort(-1).values
+    assert (index[1:] != index[:-1]).any(-1).sum() > 5  # the neighbours do change on the way
+    step = (out[1:] - out[:-1]).abs()
+    assert step.max() < 50 * step.mean(0).max()  # a jump would be thousands of them
+    some, moves = line[:-1:500], (line[1:] - line[:-1])[::500]
+    _, pushed = features.push(some, moves.unsqueeze(0), t.expand(len(some)))
+    ends = [features(some + h * moves, t.expand(len(some))) for h in (1e-3, -1e-3)]
+    assert (pushed[0] - (ends[0] - ends[1]) / 2e-3).abs().max() < 1e-6
+
+
+def test_a_sample_stands_for_all_landmarks_and_travels_with_the_weights(crowd):
+    sphere, marks, x = crowd
+    t = torch.zeros(7, dtype=DOUBLE)
+    some = NearestLandmarks(sphere, marks, 0.1, nearest=3, sample=30, waves=4, octaves=(4, 4)).double()
+    plain = LandmarkFeatures(sphere, marks, 0.1, waves=4, octaves=(4, 4)).double()
+    at = plain.waves.size
+    assert (some(x, t)[:, at] - plain(x, t)[:, at]).abs().max() < 0.01  # log(1 + K), K about 60
+    told = torch.arange(7)
+    assert (some(x, t, told)[:, at] - plain(x, t, told)[:, at]).abs().max() < 0.02
+    other = NearestLandmarks(sphere, marks[:9], 0.1, nearest=3, sample=30, waves=4, octaves=(4, 4)).double()
+    other.load_state_dict(some.state_dict())
+    assert torch.equal(other(x, t), some(x, t))
+    with pytest.raises(ValueError, match="nearest and sample"):
+        NearestLandmarks(sphere, marks, nearest=0)
+    few = NearestLandmarks(sphere, marks[:2], 0.1, waves=4).double()  # fewer than are looked for
+    assert torch.isfinite(few(x, t, torch.tensor([0, 1, -1, 0, 1, -1, 0]))).all()

@@ -3,6 +3,7 @@
 from manifoldflow.nn.features import Coordinates, FourierFeatures, LandmarkFeatures, PointFeatures
 from manifoldflow.nn.frames import FrameMLP, NormalCoordinates
 from manifoldflow.nn.mlp import TangentMLP
+from manifoldflow.nn.nearest import NearestLandmarks
 from manifoldflow.nn.resnet import TangentResNet
 from manifoldflow.nn.walls import NoFlux
 
@@ -11,6 +12,7 @@ __all__ = [
     "FourierFeatures",
     "FrameMLP",
     "LandmarkFeatures",
+    "NearestLandmarks",
     "NoFlux",
     "NormalCoordinates",
     "PointFeatures",

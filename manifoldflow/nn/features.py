@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -108,7 +109,7 @@ class LandmarkFeatures(PointFeatures):
     cover the whole manifold at the finest scale. With training data as landmarks it would learn that every point is one of
     them; so hide the rows that the batch was drawn from (``hidden``): it then sees what a new point will see.
 
-    The landmarks are buffers: they travel with the checkpoint.
+    The landmarks are buffers: they travel with the checkpoint. For many thousands of them :class:`NearestLandmarks` is quicker.
 
     Args:
         manifold: the space.
@@ -120,6 +121,8 @@ class LandmarkFeatures(PointFeatures):
         waves: number of plane waves of :class:`FourierFeatures`, up to ``wave_length`` radians per unit.
         seed: of the waves.
     """
+
+    _stored: tuple[str, ...] = ("places", "rows", "counts")  # buffers whose length is that of the checkpoint
 
     def __init__(
         self,
@@ -152,7 +155,7 @@ class LandmarkFeatures(PointFeatures):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The number of landmarks is that of the checkpoint.
-        for name in ("places", "rows", "counts"):
+        for name in self._stored:
             if prefix + name in state_dict:
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -180,32 +183,67 @@ class LandmarkFeatures(PointFeatures):
                 count = count * (self.counts.sum() / count.sum().clamp_min(1))
             else:
                 own = torch.where(drop >= 0, place, len(places)).unsqueeze(-1)
-        weighted = torch.cat([places * count.unsqueeze(-1), count.unsqueeze(-1)], -1)
-        # A tile of the table (points x landmarks) stays in the cache; forward mode has few points at once anyway.
-        size = max(1, 2**17 // len(places))
-        owners = [None] * -(-len(flat) // size) if own is None else own.split(size)
-        tiles = [
-            self._tile(*part, places, weighted) for part in zip(flat.split(size), left.split(size), owners, strict=True)
-        ]
-        return torch.cat([self.waves(x), torch.cat(tiles).reshape(*batch, -1)], -1)
+        seen = self._see(flat, left, own, places, count)
+        return torch.cat([self.waves(x), seen.reshape(*batch, -1)], -1)
 
-    def _tile(self, point: Tensor, left: Tensor, own: Tensor | None, places: Tensor, weighted: Tensor) -> Tensor:
+    def _see(
+        self,
+        point: Tensor,
+        left: Tensor,
+        own: Tensor | None,
+        places: Tensor,
+        count: Tensor,
+        worth: Tensor | float = 1.0,
+    ) -> Tensor:
+        """The sums over all places. ``own``: number of the place that a point is blind to, one too many for none.
+        ``worth``: what a row counts for."""
+        weighted = torch.cat([places * count.unsqueeze(-1), count.unsqueeze(-1)], -1)
+        return self._tiled(self._tile, point, left, own, places, weighted, worth)
+
+    @staticmethod
+    def _tiled(
+        function: Callable[..., Tensor],
+        point: Tensor,
+        left: Tensor,
+        own: Tensor | None,
+        places: Tensor,
+        *rest: Any,
+        most: int = 2**17,
+    ) -> Tensor:
+        # A tile of the table (points x landmarks) stays in the cache; forward mode has few points at once anyway.
+        # For a compiler the number of points may be a symbol: one tile.
+        if torch.compiler.is_compiling():
+            return function(point, left, own, places, *rest)
+        size = max(1, most // len(places))
+        owners = [None] * -(-len(point) // size) if own is None else own.split(size)
+        parts = zip(point.split(size), left.split(size), owners, strict=True)
+        return torch.cat([function(*part, places, *rest) for part in parts])
+
+    def _tile(
+        self,
+        point: Tensor,
+        left: Tensor,
+        own: Tensor | None,
+        places: Tensor,
+        weighted: Tensor,
+        worth: Tensor | float,
+    ) -> Tensor:
         first, last = self.octaves
         # Differences, not dot products: at a scale of 1e-5 a dot product has lost all digits.
-        half_square = _half_square(point.unsqueeze(1), places) / left.square()
+        table = half_square(point.unsqueeze(1), places) / left.square()
         if own is not None:
             # The own place is moved out of sight, and those of its rows that are not hidden put back: taking it from the
             # sums would leave a rounding error of the size of what a far neighbour adds.
             own_place = torch.nn.functional.pad(places, (0, 0, 0, 1))[own.squeeze(-1)]
-            others = torch.nn.functional.pad(weighted[:, -1:] - 1, (0, 0, 0, 1))[own.squeeze(-1)]
-            here = torch.nn.functional.pad(half_square, (0, 1)).gather(-1, own)
-            half_square = torch.nn.functional.pad(half_square, (0, 1)).scatter(-1, own, torch.inf)[:, :-1]
-        out, near = [], half_square
+            others = torch.nn.functional.pad(weighted[:, -1:] - worth, (0, 0, 0, 1))[own.squeeze(-1)]
+            here = torch.nn.functional.pad(table, (0, 1)).gather(-1, own)
+            table = torch.nn.functional.pad(table, (0, 1)).scatter(-1, own, torch.inf)[:, :-1]
+        out, near = [], table
         for k, i in enumerate(range(last, first - 1, -1)):
             # Each scale is half of the one before, so its kernel the fourth power: an exponential for every fourth
             # scale keeps 1e-5. Nothing below 1e-9 counts: denormal numbers take five times as long.
             if k % 4 == 0:
-                near = torch.exp(half_square * -(4.0**-i))
+                near = torch.exp(table * -(4.0**-i))
             else:
                 near = near.square().square()
             near = torch.nn.functional.threshold(near, 1e-9, 0.0)
@@ -219,7 +257,8 @@ class LandmarkFeatures(PointFeatures):
         return torch.cat(out, -1)
 
 
-def _half_square(x: Tensor, y: Tensor) -> Tensor:
+def half_square(x: Tensor, y: Tensor) -> Tensor:
     """|x - y|^2 / 2 over the last axis, by coordinates: no array of differences."""
-    terms = [(x[..., i] - y[..., i]).square() for i in range(x.shape[-1])]
+    columns = y.movedim(-1, 0).contiguous()  # read in one run, three times as fast
+    terms = [(x[..., i] - columns[i]).square() for i in range(x.shape[-1])]
     return 0.5 * functools.reduce(torch.add, terms)

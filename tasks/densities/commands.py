@@ -194,7 +194,7 @@ def plot(
 
     def log_density(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return flow.log_prob(x.float(), steps=steps)
+            return flow.log_prob(x.to(next(flow.parameters()).dtype), steps=steps)
 
     figure = density_figure(
         space,

@@ -1,14 +1,18 @@
 """Train a density flow on a split of a data set, and score it beside kernel density estimates."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.manifolds.base import Manifold
 from manifoldflow.tasks.common.splits import Split, chosen_rows, drawn_batches
 from manifoldflow.tasks.densities.data import DataSet
 from manifoldflow.tasks.densities.flow import DensityConfig, build
@@ -25,24 +29,59 @@ CHOOSING_ROWS, CHOOSING_STEPS = 256, 80
 training sharpens the field, and the score would choose what was learned first."""
 
 MOST_LANDMARKS = 8000
-"""Above this many training points landmarks cost more than they bring, and plane waves are the default."""
+"""Above this many training points only the nearest landmarks are looked at, and only where the data are clumped; where they are
+not, plane waves do."""
+
+NEAREST = 32
+"""Neighbours that are looked at then."""
+
+COARSE = 0.03
+"""Radians that plane waves resolve."""
 
 
 def suited(config: DensityConfig, data: DataSet, train: Tensor) -> DensityConfig:
-    """The configuration with what was left open filled in: the manifold and, for ``features="auto"``, all about features.
+    """The configuration with what was left open filled in: the manifold, for ``features="auto"`` all about features, and the
+    finest detail where it is needed.
 
-    Few points on a space of two or three dimensions are told apart by landmarks. On tori the harmonics of the angles do
-    best, in a residual network with the mean velocities of the batch as targets. Elsewhere plane waves.
+    Few points on a space of two or three dimensions are told apart by landmarks, and many points where they are clumped below
+    what waves resolve. On tori the harmonics of the angles do best, in a residual network with the mean velocities of the batch
+    as targets. Elsewhere plane waves.
     """
     made = replace(config, manifold=name_of(data.space))
+    if made.features == "landmarks" and not made.finest:
+        return replace(made, finest=detail(data.space, train))
     if made.features != "auto":
         return made
-    if data.space.dim <= 3 and len(train) <= MOST_LANDMARKS and not isinstance(data.space, mf.Torus):
-        return replace(made, features="landmarks", finest=made.finest or 1e-3, waves=2, wave_length=2.0)
     if isinstance(data.space, mf.Torus):
         torus = replace(made, features="coordinates", network="resnet", depth=max(made.depth, 4), harmonics=6)
         return replace(torus, finest=made.finest or 0.02, late=False, low_variance=True)
-    return replace(made, features="waves", finest=made.finest or 0.03)
+    is_large = len(train) > MOST_LANDMARKS
+    if data.space.dim <= 3 and (not is_large or clumping(data.space, train) > 2):
+        near = (made.nearest or NEAREST) if is_large else made.nearest
+        finest = made.finest or detail(data.space, train)
+        return replace(made, features="landmarks", finest=finest, waves=2, wave_length=2.0, nearest=near)
+    return replace(made, features="waves", finest=made.finest or COARSE)
+
+
+def detail(space: Manifold, train: Tensor) -> float:
+    """The finest detail of points ``(n, *event)`` in radians: a tenth of them have another place closer than this.
+
+    Between 1e-4 and 1e-3: what is coarser needs no more steps for being resolved, and what is finer costs single precision.
+    """
+    places = np.unique(space.embed(train.double()).numpy(), axis=0)
+    if len(places) < 2:
+        return 1e-3
+    distance = cKDTree(places).query(places, k=2)[0][:, 1]
+    return float(np.clip(np.quantile(distance, 0.1), 1e-4, 1e-3))
+
+
+def clumping(space: Manifold, train: Tensor, coarse: float = COARSE, ratio: float = 10.0) -> float:
+    """How many more pairs of points there are within ``coarse / ratio`` than a density without detail below ``coarse`` would have
+    (Ripley's K at two radii, less three standard deviations of the count): 1 where it is smooth, ``ratio**dim`` where all pairs
+    are closer than that."""
+    tree = cKDTree(space.embed(train.double()).numpy())
+    near, far = (tree.count_neighbors(tree, r) - tree.n for r in (coarse / ratio, coarse))
+    return max(0.0, near - 3 * math.sqrt(2 * near)) / max(far, 1) * ratio**space.dim  # every pair is counted twice
 
 
 def fit_density(
@@ -93,7 +132,7 @@ def validation_score(val: Tensor, seed: int) -> Callable[[mf.Flow], float]:
     rows = chosen_rows(len(val), CHOOSING_ROWS, seed)
 
     def score(flow: mf.Flow) -> float:
-        device = next(flow.parameters()).device
-        return -float(flow.log_prob(val[rows].to(device), steps=CHOOSING_STEPS).mean())
+        weight = next(flow.parameters())
+        return -float(flow.log_prob(val[rows].to(weight.device, weight.dtype), steps=CHOOSING_STEPS).mean())
 
     return score

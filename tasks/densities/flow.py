@@ -22,12 +22,13 @@ class DensityConfig:
         manifold: where the points live, such as "sphere:2", "torus:5" or "so3"; filled in from the data.
         features: what the network sees of a point: "coordinates" (the plain network of the papers), "waves" (plane waves
             at many scales), or "landmarks" (the training points around it, its own left out); "auto" chooses by the data.
+        nearest: with landmarks: how many of the nearest ones are seen beside a sample of all; 0 for all, which costs more.
         network: "mlp", or "resnet": residual blocks modulated by the time, better in several dimensions and dearer.
         width: hidden width.
         depth: hidden layers, or blocks of two.
         harmonics: multiples of every angle of a torus, among its coordinates.
         finest: smallest detail of the data, in radians: landmarks resolve it, and the network tells times apart that are
-            so close to 1. 0 for no such detail.
+            so close to 1. 0: measured from the data where landmarks or waves need it, else no such detail.
         late: training times and solver steps are spread over all scales down to ``finest``.
         waves: number of plane waves.
         wave_length: largest frequency of the waves in radians per unit (whole waves per turn on tori).
@@ -36,6 +37,7 @@ class DensityConfig:
 
     manifold: str = ""
     features: Features = "auto"
+    nearest: int = 0
     network: Literal["mlp", "resnet"] = "mlp"
     width: int = 256
     depth: int = 3
@@ -51,13 +53,13 @@ class DensityConfig:
             raise ValueError(f"features must be 'auto', 'coordinates', 'waves' or 'landmarks', got {self.features!r}")
         if self.network not in ("mlp", "resnet"):
             raise ValueError(f"network must be 'mlp' or 'resnet', got {self.network!r}")
-        if self.features == "landmarks" and not 0 < self.finest < 1:
-            raise ValueError(f"landmarks need the data's finest detail: 0 < finest < 1, got {self.finest}")
         if not 0 <= self.finest < 1:
             raise ValueError(f"finest must lie in [0, 1), got {self.finest}")
         for name in ("width", "depth", "harmonics", "waves", "wave_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.nearest < 0:
+            raise ValueError(f"nearest must be at least 0, got {self.nearest}")
 
 
 def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = None) -> mf.Flow:
@@ -71,6 +73,10 @@ def build(config: DensityConfig | dict[str, Any], landmarks: Tensor | None = Non
     if config.features == "auto":
         raise ValueError(
             "features='auto' is resolved by the data (manifoldflow.tasks.densities.fitting.suited); name them here"
+        )
+    if config.features == "landmarks" and not config.finest:
+        raise ValueError(
+            "landmarks need the data's finest detail, 0 < finest < 1; manifoldflow.tasks.densities.fitting.suited measures it"
         )
     space = space_of(config.manifold)
     kind = mf.nn.TangentResNet if config.network == "resnet" else mf.nn.TangentMLP
@@ -98,6 +104,9 @@ def _features(c: DensityConfig, space: Manifold, landmarks: Tensor | None) -> mf
         return mf.nn.FourierFeatures(space, c.waves, c.wave_length)
     points = landmarks if landmarks is not None else space.origin((1,))
     hide: Literal["own", "batch"] = "batch" if c.low_variance else "own"
-    return mf.nn.LandmarkFeatures(
-        space, points.to(torch.get_default_dtype()), c.finest, hide=hide, waves=c.waves, wave_length=c.wave_length
-    )
+    points = points.to(torch.get_default_dtype())
+    if c.nearest:
+        return mf.nn.NearestLandmarks(
+            space, points, c.finest, nearest=c.nearest, hide=hide, waves=c.waves, wave_length=c.wave_length
+        )
+    return mf.nn.LandmarkFeatures(space, points, c.finest, hide=hide, waves=c.waves, wave_length=c.wave_length)

@@ -202,19 +202,6 @@ def test_bad_options_are_one_line(trained, quakes, tmp_path, capsys):
     assert "--num" in fail(capsys, "sample", "densities", "--checkpoint", trained, "--num", 0)
     assert ".csv or .npz" in fail(capsys, "sample", "densities", "--checkpoint", trained, "--out", "a.txt")
     assert "no checkpoint" in fail(capsys, "evaluate", "densities", "--checkpoint", tmp_path / "none.safetensors")
-    assert "0 < finest < 1" in fail(
-        capsys,
-        "train",
-        "densities",
-        "--data",
-        quakes,
-        "--manifold",
-        "sphere",
-        "--model.features",
-        "landmarks",
-        "--out",
-        tmp_path / "a",
-    )
     words = ("--data", quakes, "--manifold", "sphere", "--split_by", "chain", "--out", tmp_path / "a")
     assert "--group-column" in fail(capsys, "train", "densities", *words)
 
