@@ -54,13 +54,21 @@ class NearestLandmarks(LandmarkFeatures):
         self.register_buffer("order", torch.randperm(len(self.places), generator=torch.Generator().manual_seed(seed)))
         self.size += (2 + self.base.size) * (1 + octaves[1] - octaves[0])
 
-    def _see(self, point: Tensor, left: Tensor, own: Tensor | None, places: Tensor, count: Tensor) -> Tensor:
+    def _see(
+        self,
+        point: Tensor,
+        left: Tensor,
+        own: Tensor | None,
+        places: Tensor,
+        count: Tensor,
+        worth: Tensor | float = 1.0,
+    ) -> Tensor:
         places, count = places[self.order], count[self.order]
         if own is not None:
             numbers = torch.arange(len(places) + 1, device=own.device)
             own = numbers.index_copy(0, self.order, numbers[:-1])[own]
         size = min(self.sample, len(places))
-        some, worth = count[:size], count.sum() / count[:size].sum().clamp_min(1)
+        some, worth = count[:size], worth * count.sum() / count[:size].sum().clamp_min(1)
         slot = None if own is None else own.clamp_max(size)  # one too many: not in the sample
         coarse = super()._see(point, left, slot, places[:size], some * worth, worth)
         return torch.cat([coarse, self._tiled(self._near, point, left, own, places, count, most=2**20)], -1)
