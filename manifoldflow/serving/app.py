@@ -101,7 +101,6 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        root_path=root_path.rstrip("/"),
         root_path_in_servers=False,
         servers=[{"url": "."}],  # relative to the description, wherever that is seen
         redirect_slashes=False,  # a redirection would repeat the Host header, whoever wrote it
