@@ -102,7 +102,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         root_path_in_servers=False,
-        servers=[{"url": "."}],  # relative to the description, wherever that is seen
+        servers=[{"url": ".", "description": "this server"}],  # relative to the description, wherever that is seen
         redirect_slashes=False,  # a redirection would repeat the Host header, whoever wrote it
     )
     app.state.worker, app.state.catalogue = caller, catalogue
@@ -145,7 +145,12 @@ def _add_endpoint(app: FastAPI, catalogue: Catalogue, endpoint: Endpoint) -> Non
     problems: dict[int | str, dict[str, Any]] = {
         code: {"model": schema.Problem, "description": text} for code, text in PROBLEMS.items()
     }
-    app.post(endpoint.path, response_model=endpoint.answer, responses=problems)(answer)
+    app.post(
+        endpoint.path,
+        summary=endpoint.summary.split(":")[0].rstrip("."),
+        response_model=endpoint.answer,
+        responses=problems,
+    )(answer)
 
 
 def _add_facts(app: FastAPI, catalogue: Catalogue) -> None:
@@ -154,12 +159,14 @@ def _add_facts(app: FastAPI, catalogue: Catalogue) -> None:
         "ModelList", __doc__="The models, the one that requests get by default first.", models=(list[facts], ...)
     )
 
-    @app.get("/v1/models", response_model=listed)
+    @app.get("/v1/models", response_model=listed, summary="The models that are served")
     async def models() -> Response:
         """The models that are served."""
         return JSONResponse({"models": catalogue.describe()})
 
-    @app.get("/healthz", response_model=schema.Health, responses={503: {"model": schema.Health}})
+    @app.get(
+        "/healthz", response_model=schema.Health, responses={503: {"model": schema.Health}}, summary="How the server is"
+    )
     async def healthz() -> Response:
         """How the server is; 503 if it cannot answer requests and does not expect to soon."""
         scheduler: Scheduler = app.state.scheduler

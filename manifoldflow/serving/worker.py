@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
@@ -72,9 +72,23 @@ class Worker:
 
     def check(self) -> bool:
         """Whether it lives."""
-        lives = self._process is not None and self._process.is_alive()
+        lives = self._pipe is not None and not self._has_ended()
         self.is_ready = self.is_ready and lives
+        if lives:
+            _keep_fork_server()
         return lives
+
+    def _has_ended(self) -> bool:
+        """Whether the worker's end of the pipe is closed: it alone holds it, and a worker that rests says nothing.
+
+        The process itself counts as dead as soon as the fork server is, which need not disturb the worker.
+        """
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                self._pipe.recv_bytes()
+        except (EOFError, OSError):
+            return True
+        return self._pipe is None
 
     def ensure(self) -> None:
         """Start a worker and load the models, unless one lives.
@@ -130,7 +144,9 @@ class Worker:
             self._pipe.send(message)
         except OSError:
             raise self._lost("the worker has died") from None
-        return self._receive(timeout)
+        answer = self._receive(timeout)
+        _keep_fork_server()
+        return answer
 
     def close(self) -> None:
         """Kill the worker; no other is started."""
@@ -138,52 +154,56 @@ class Worker:
             self._is_closed = True
             process = self._process
         if process is not None:
-            process.kill()  # it holds nothing that could be lost, and a thread that waits for it is woken
+            _kill(process)  # it holds nothing that could be lost, and a thread that waits for it is woken
             process.join(5)
 
     def _receive(self, timeout: float) -> Answer:
-        pipe, process = self._pipe, self._process
-        assert pipe is not None and process is not None
-        if not wait([pipe, process.sentinel], timeout):
-            raise self._lost(f"the worker gave no answer in {timeout:g} s")
+        assert self._pipe is not None
         try:
-            # An answer that was sent before the end still counts.
-            if pipe.poll():
-                answer = pipe.recv()
+            if self._pipe.poll(timeout):
+                answer = self._pipe.recv()  # one that was sent before the end still counts
                 assert isinstance(answer, Answer)
                 return answer
         except (EOFError, OSError):
-            pass
-        raise self._lost("the worker has died")
+            raise self._lost("the worker has died") from None
+        raise self._lost(f"the worker gave no answer in {timeout:g} s")
 
     def _lost(self, reason: str) -> WorkerLost:
+        if self._process is not None and self._has_ended():
+            self._process.join(1)  # its exit code comes a little after the end of its pipe
         code = self._process.exitcode if self._process is not None else None
         self._end()
         return WorkerLost(reason + (f" (exit code {code})" if code is not None else ""))
 
     def _end(self) -> None:
         self.is_ready = False
-        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
-        with contextlib.suppress(OSError, ValueError):
-            if process is not None:
-                process.kill()
-                self._kill_orphan(process, pipe)
-                process.join(5)
+        process, pipe, has_ended = self._process, self._pipe, self._has_ended()
+        self._process = self._pipe = None
+        if process is not None:
+            if not has_ended:
+                _kill(process)
+            process.join(5)
         if pipe is not None:
             pipe.close()
 
-    @staticmethod
-    def _kill_orphan(process: BaseProcess, pipe: Connection | None) -> None:
-        """A worker whose fork server died counts as dead and may still compute; the end of its pipe, still open, tells."""
-        if process.exitcode is None or pipe is None or process.pid is None:
-            return
-        try:
-            while pipe.poll():
-                pipe.recv_bytes()
-        except (EOFError, OSError):
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
+
+def _kill(process: BaseProcess) -> None:
+    """Kill a worker that lives, also where its object takes it for dead because its fork server is."""
+    if process.pid is not None:
+        with contextlib.suppress(OSError):
+            process.kill()
+            if process.exitcode is not None and process.exitcode != -signal.SIGKILL:
+                os.kill(process.pid, signal.SIGKILL)
+
+
+def _keep_fork_server() -> None:
+    """Start the fork server again if it has died, while the worker still answers: importing takes it seconds."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        from multiprocessing import forkserver
+
+        with contextlib.suppress(Exception):  # without it the next worker takes longer, that is all
+            if forkserver._forkserver._forkserver_pid is not None:  # type: ignore[attr-defined]
+                forkserver.ensure_running()
 
 
 def _context(loader: str) -> Any:

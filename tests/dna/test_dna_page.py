@@ -285,7 +285,7 @@ def test_the_downloaded_fasta_holds_the_designs(server, shown):
     headers = [line for line in path.read_text().splitlines() if line.startswith(">")]
     for number, (header, design) in enumerate(zip(headers, designs, strict=True), 1):
         gc = f"gc={design['gc']:.4f}"
-        assert header == f">design_{number} label=tata {gc} kept=31..38 model=tiny seed=5"
+        assert header == f">design_{number} label=tata {gc} kept=31..38 model=tiny seed=5 guidance=1 steps=2"
     found = read_sequences(path)
     assert decode(found.tokens) == [d["sequence"] for d in designs] and found.classes == ("tata",)
 

@@ -165,6 +165,9 @@ BAD = [
     ("/v1/design", {"avoid_sites": ["N"]}, 422, "leave no letter for the 40 free places"),
     ("/v1/design", {"fixed": "GAATTC" + 34 * "N", "avoid_sites": ["GAATTC"]}, 422, "fixed letters hold"),
     ("/v1/design", {"gc_range": [0.8, 0.2]}, 422, "gc_range"),
+    ("/v1/design", {"gc_range": [0.99, 1], "fixed": "A" + 39 * "N"}, 422, "cannot be met"),
+    ("/v1/design", {"gc_range": [0.99, 1]}, 422, "had a GC share from 0.99 to 1; widen the GC range"),
+    ("/v1/design", {"avoid_sites": ["S", "WW"]}, 422, "none of the sites S, WW; avoid fewer sites"),
     ("/v1/design", {"gc_range": [0.1]}, 422, "gc_range: "),
     ("/v1/design", {"gc_range": [0, 2]}, 422, "gc_range[1]"),
     ("/v1/design", b'{"gc_range": [NaN, 1]}', 422, "gc_range[0]"),
@@ -185,6 +188,7 @@ BAD = [
     ("/v1/score", {"sequences": ["АCGT"]}, 422, "is no letter of DNA"),
     ("/v1/score", {"sequences": ["ACGT"], "label": "c"}, 422, "no class 'c'"),
     ("/v1/score", {"sequences": ["ACGT"], "model": "simplex"}, 422, "no bound"),
+    ("/v1/score", {"sequences": ["ACGT"]}, 422, "have 4 letters, but this flow was trained on sequences of 40"),
     ("/v1/score", {"sequences": ["ACGT"] * 256, "samples": 512}, 422, "sequences times samples"),
     ("/v1/score", {"sequences": ["ACGT"], "n": 3}, 422, "unknown field 'n'"),
 ]

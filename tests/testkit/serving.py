@@ -116,6 +116,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
+        self.known = None
         line = self.process.stdout.readline()
         assert " at http://127.0.0.1:" in line, line + self.process.stderr.read()
         self.port = int(line.split(" at http://127.0.0.1:")[1].split()[0])
@@ -160,8 +161,14 @@ class ServerProcess:
     def worker(self):
         """The number of its worker, or None."""
         server = self.fork_server()
-        made = [pid for pid, (_, above) in self.below().items() if above == server]
-        return made[0] if made else None
+        below = self.below().items()  # without a fork server it was spawned
+        made = [pid for pid, (line, above) in below if above == server or (server is None and "spawn_main" in line)]
+        if not made and self.known is not None:  # it outlives its fork server, and is then nobody's child
+            with contextlib.suppress(OSError):
+                if "Z" not in Path(f"/proc/{self.known}/stat").read_text().rpartition(")")[2].split()[0]:
+                    return self.known
+        self.known = made[0] if made else None
+        return self.known
 
     def end(self, number):
         """Send a signal; the exit code and what was written to standard error."""

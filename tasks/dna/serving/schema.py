@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, Field
 
 from manifoldflow.serving.errors import shown
-from manifoldflow.serving.schema import Name, Request, Seed, Strict
+from manifoldflow.serving.schema import Facts, Name, Request, Seed, Strict
 from manifoldflow.tasks.dna.alphabet import IUPAC, LETTERS
 
 MOST_DESIGNS = 1000
@@ -54,7 +54,9 @@ class DesignRequest(Request):
     n: int = Field(10, ge=1, le=MOST_DESIGNS, description="number of sequences")
     label: Name | None = Field(None, description="class; null: any")
     guidance: float = Field(1.0, ge=0, le=100, description="weight of the class, 1: the conditional model as it is")
-    fixed: Template | None = Field(None, description="letters where they are fixed, N where they are free")
+    fixed: Template | None = Field(
+        None, description="letters where they are fixed, N where they are free; as long as the sequences"
+    )
     motifs: list[MotifToKeep] = Field([], max_length=MOST_MOTIFS)
     gc_range: list[Share] = Field([0.0, 1.0], min_length=2, max_length=2, description="least and largest GC share")
     avoid_sites: list[Site] = Field([], max_length=MOST_SITES, description="IUPAC patterns, avoided on both strands")
@@ -74,31 +76,49 @@ class ScoreRequest(Request):
 
 
 class Hit(BaseModel):
-    """A site of a motif: start and end from 0, end excluded; the score in bits."""
+    """A site of a motif. Positions count from 0 in all of this interface; the page counts from 1."""
 
     motif: str
-    start: int
-    end: int
-    strand: str
-    score: float
+    start: int = Field(description="first position, from 0")
+    end: int = Field(description="one past the last position, from 0")
+    strand: str = Field(description="+ or -; start and end are those on the strand as written")
+    score: float = Field(description="bits, against letters of equal frequency")
 
 
 class Designed(BaseModel):
-    """A sequence; kept are the places of fixed letters and motifs."""
+    """A sequence."""
 
     sequence: str
+    label: str | None = Field(description="class that it was drawn for")
+    kept: list[tuple[int, int]] = Field(
+        description="places of fixed letters and motifs: first position and one past the last, from 0"
+    )
+    gc: float = Field(description="share of C and G")
+    hits: list[Hit] = Field(description="the best site of each motif of the model's tracks, if it is good enough")
+
+
+class Settings(BaseModel):
+    """What was asked for, with what was left out filled in."""
+
+    n: int
     label: str | None
-    kept: list[tuple[int, int]]
-    gc: float
-    hits: list[Hit]
+    guidance: float
+    fixed: str | None
+    motifs: list[MotifToKeep]
+    gc_range: list[float]
+    avoid_sites: list[str]
+    length: int
+    steps: int
+    temperature: float
 
 
 class DesignAnswer(BaseModel):
-    """Designs, and how long they took."""
+    """Designs, what they were asked to be, and how long they took."""
 
     model: str
     seed: int | None
     seconds: float
+    settings: Settings
     designs: list[Designed]
 
 
@@ -110,13 +130,22 @@ class ScoreAnswer(BaseModel):
     scores: list[float]
 
 
-class ModelFacts(BaseModel):
-    """What a model can do; motifs are the names of its tracks."""
+class Mark(BaseModel):
+    """A position that means something in all sequences of a model."""
 
     name: str
+    position: int = Field(description="from 0")
+
+
+class ModelFacts(Facts):
+    """What a model can do."""
+
+    learned: str = Field(description="what it was trained on")
+    organism: str | None = Field(description="that the training data are of, where it is known")
+    marks: list[Mark]
     representation: str
     length: int
     alphabet: str
     classes: list[str]
     can_score: bool
-    motifs: list[str]
+    motifs: list[str] = Field(description="names of its tracks")

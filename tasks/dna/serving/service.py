@@ -8,10 +8,11 @@ from typing import Any
 from manifoldflow.checkpoint import read_metadata
 from manifoldflow.serving import Endpoint, Refused, Served, Service
 from manifoldflow.tasks.dna.designer import can_score, check_scorable
-from manifoldflow.tasks.dna.flow import DnaConfig
+from manifoldflow.tasks.dna.flow import DnaConfig, class_name
 from manifoldflow.tasks.dna.motifs import Motif
 from manifoldflow.tasks.dna.orders import make_order
 from manifoldflow.tasks.dna.serving import schema
+from manifoldflow.tasks.dna.serving.facts import UNKNOWN, SetFacts, facts_of
 from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob
 from manifoldflow.tasks.dna.serving.tracks import choose_motifs, own_motifs, title
 
@@ -28,10 +29,12 @@ class About:
     Args:
         config: of the flow.
         motifs: of its tracks.
+        data: what it learned from.
     """
 
     config: DnaConfig
     motifs: tuple[Motif, ...] = ()
+    data: SetFacts = UNKNOWN
 
 
 class DnaService(Service):
@@ -66,12 +69,16 @@ class DnaService(Service):
             config = DnaConfig(**metadata["config"])
         except TypeError as error:
             raise ValueError(f"{path}: its configuration is not valid here: {error}") from None
-        return About(config, self.motifs or own_motifs(path))
+        return About(config, self.motifs or own_motifs(path), facts_of(metadata["training"]))
 
     def describe(self, served: Served) -> dict[str, Any]:
         config: DnaConfig = served.about.config
+        data: SetFacts = served.about.data
         return {
             "name": served.name,
+            "learned": data.text,
+            "organism": data.organism,
+            "marks": [{"name": name, "position": at} for name, at in data.marks if at < config.length],
             "representation": config.representation,
             "length": config.length,
             "alphabet": config.alphabet,
@@ -101,14 +108,6 @@ class DnaService(Service):
         )
 
 
-def class_named(config: DnaConfig, label: str | None) -> str | None:
-    """The class that is meant: by its name, or in another case where only one fits; what is no class stays as it is."""
-    if label is None or label in config.class_names:
-        return label
-    near = [name for name in config.class_names if name.casefold() == label.casefold()]
-    return near[0] if len(near) == 1 else label
-
-
 def design_job(served: Served, body: schema.DesignRequest) -> DesignJob:
     """The job of a request for designs.
 
@@ -116,15 +115,21 @@ def design_job(served: Served, body: schema.DesignRequest) -> DesignJob:
         ValueError: it cannot be met.
     """
     config: DnaConfig = served.about.config
-    wanted = body.model_dump(exclude={"model", "seed", "n", "motifs", "label"})
+    wanted = body.model_dump(exclude={"model", "seed", "n", "motifs"})
     words = [(m.letters, m.start) for m in body.motifs]
-    order = make_order(config, body.n, motifs=words, label=class_named(config, body.label), **wanted)
+    order = make_order(config, body.n, motifs=words, **wanted)
     return DesignJob(served.name, body.seed, order)
 
 
 def design_reply(served: Served, body: schema.DesignRequest, designs: list[Any], seconds: float) -> dict[str, Any]:
     """The answer with designs."""
-    return {"model": served.name, "seed": body.seed, "seconds": seconds, "designs": designs}
+    config: DnaConfig = served.about.config
+    settings = body.model_dump(exclude={"model", "seed"})
+    settings["label"] = class_name(config, body.label)
+    settings["length"] = body.length or config.length
+    if config.representation == "autoregressive":
+        settings["steps"] = settings["length"]
+    return {"model": served.name, "seed": body.seed, "seconds": seconds, "settings": settings, "designs": designs}
 
 
 def score_job(served: Served, body: schema.ScoreRequest) -> ScoreJob:
@@ -137,8 +142,8 @@ def score_job(served: Served, body: schema.ScoreRequest) -> ScoreJob:
     if len(body.sequences) * body.samples > MOST_TEXT:
         raise Refused(422, f"sequences times samples may be {MOST_TEXT} at most; ask for fewer samples")
     config: DnaConfig = served.about.config
-    label = class_named(config, body.label)
-    check_scorable(config, body.sequences, [label])
+    check_scorable(config, body.sequences, [body.label])
+    label = class_name(config, body.label)
     return ScoreJob(served.name, body.seed, tuple(body.sequences), label, body.samples)
 
 

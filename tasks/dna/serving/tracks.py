@@ -1,16 +1,20 @@
 """Motif tracks: the best site of each motif in a sequence, if it is good enough to be shown."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from manifoldflow.checkpoint import read_metadata
+from manifoldflow.checkpoint import data_path, read_metadata
 from manifoldflow.tasks.dna.alphabet import encode
 from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, threshold
 from manifoldflow.tasks.dna.planted import LAWS
 
 P_VALUE = 1e-4
 """A site is shown from the score that random letters reach with this probability at one place of one strand."""
+
+FITTED = "dna/own_motifs.json"
+"""What ``manifoldflow.tasks.dna.discovery`` writes."""
 
 MOST = 100
 """Motifs that the tracks may have."""
@@ -35,7 +39,12 @@ def choose_motifs(file: str | Path | None, names: str | None = None) -> tuple[Mo
 
 
 def own_motifs(checkpoint: str | Path) -> tuple[Motif, ...]:
-    """The planted motifs, if the flow was trained on the planted set."""
+    """A model's motifs that come from no collection: planted ones, or those fitted to the designs of an embedded model."""
+    fitted = data_path(FITTED)
+    path = Path(checkpoint).resolve()
+    if fitted.is_file() and path.parent == data_path("checkpoints").resolve():
+        known = json.loads(fitted.read_text(encoding="utf-8")).get(path.stem, [])
+        return tuple(Motif(m["name"], m["identifier"], tuple(map(tuple, m["counts"]))) for m in known)
     source = read_metadata(checkpoint)["training"].get("source", {})
     if not isinstance(source, Mapping) or source.get("data") != "planted":
         return ()

@@ -1,10 +1,11 @@
 // The page of the sequence designer: asks the server for the models, sends the form, shows what comes back.
 
-import { copy, fastaName, fastaText, save } from "/static/fasta.js";
-import { chosenModel, readForm, setModels, setUpForm, showRefusal } from "/static/form.js";
-import { showMore, showResults, shownAnswer } from "/static/results.js";
+import { copy, fastaName, fastaText, save } from "./fasta.js";
+import { chosenModel, readForm, setModels, setUpForm, showRefusal } from "./form.js";
+import { showMore, showResults, showScores, shownAnswer } from "./results.js";
 
 const $ = (id) => document.getElementById(id);
+const SCORED = 64; // designs in a request for scores
 let running = null; // the AbortController of the request under way
 
 setUpForm();
@@ -35,9 +36,33 @@ $("copy").addEventListener("click", async () => {
   setTimeout(() => ($("copy").textContent = "Copy FASTA"), 1500);
 });
 
+$("score").addEventListener("click", scoreDesigns);
+
+/** Have the model score the designs that are shown, as many at a time as a request may hold. */
+async function scoreDesigns() {
+  const answer = shownAnswer();
+  $("score").disabled = true;
+  try {
+    for (let at = 0; at < answer.designs.length; at += SCORED) {
+      const some = answer.designs.slice(at, at + SCORED);
+      say(`Scoring ${count(answer.designs.length)}: ${at} done.`);
+      const body = { model: answer.model, label: answer.settings.label, sequences: some.map((design) => design.sequence) };
+      const { scores } = await ask("v1/score", body);
+      some.forEach((design, i) => (design.score = scores[i]));
+    }
+    if (answer !== shownAnswer()) return;
+    showScores();
+    say("Scored: nats per letter, a lower bound on the log-probability; larger is more like the training data.");
+  } catch (error) {
+    say(`Not scored: ${error.message}`);
+  } finally {
+    $("score").disabled = false;
+  }
+}
+
 async function loadModels() {
   try {
-    const { models } = await ask("/v1/models");
+    const { models } = await ask("v1/models");
     setModels(models);
     $("design").disabled = false;
     say("");
@@ -69,8 +94,8 @@ async function design() {
   }, 1000);
   const watch = setInterval(watchQueue, 2000);
   try {
-    const answer = await ask("/v1/design", request, running.signal);
-    showResults(answer, model.motifs);
+    const answer = await ask("v1/design", request, running.signal);
+    showResults(answer, model);
     say(`${count(answer.designs.length)} in ${answer.seconds.toFixed(1)} s.`);
     showArrival();
   } catch (error) {
@@ -108,7 +133,7 @@ function setBusy(isBusy) {
 /** While a request is under way, say what it waits for. */
 async function watchQueue() {
   try {
-    const { status, queued } = await ask("/healthz");
+    const { status, queued } = await ask("healthz");
     if (!running) return;
     if (status === "starting") say("The models are being loaded.");
     else if (queued > 1) say(`Designing. The server has ${queued} requests in hand.`);

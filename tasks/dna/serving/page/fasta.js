@@ -9,11 +9,14 @@ function word(text) {
 
 /** The designs of an answer of /v1/design as FASTA text. */
 export function fastaText(answer) {
-  const common = ` model=${word(answer.model)}` + (answer.seed === null ? "" : ` seed=${answer.seed}`);
+  const { guidance, steps, temperature } = answer.settings;
+  const heat = temperature === 1 ? "" : ` temperature=${temperature}`;
+  const common = ` model=${word(answer.model)}` + (answer.seed === null ? "" : ` seed=${answer.seed}`) + ` guidance=${guidance} steps=${steps}${heat}`;
   const records = answer.designs.map((design, i) => {
     const label = design.label === null ? "" : ` label=${word(design.label)}`;
     const kept = design.kept.map(([start, end]) => `${start + 1}..${end}`).join(",");
-    const header = `>design_${i + 1}${label} gc=${design.gc.toFixed(4)}${kept && ` kept=${kept}`}${common}`;
+    const score = design.score === undefined ? "" : ` score=${design.score.toFixed(4)}`;
+    const header = `>design_${i + 1}${label} gc=${design.gc.toFixed(4)}${score}${kept && ` kept=${kept}`}${common}`;
     const lines = design.sequence.match(new RegExp(`.{1,${WIDTH}}`, "g")) ?? [];
     return [header, ...lines].join("\n");
   });

@@ -1,7 +1,7 @@
 // The form: what it offers for a model, the request that it makes, and mistakes shown where they were made.
 // People count from 1 and in percent, the interface from 0 and in shares.
 
-import { box } from "/static/results.js";
+import { box } from "./results.js";
 
 const ENZYMES = [
   ["EcoRI", "GAATTC"],
@@ -15,6 +15,14 @@ const ENZYMES = [
 ];
 const MOST_MOTIFS = 16;
 const TOKENS = ["masking", "uniform", "autoregressive"]; // representations with a temperature
+const WAYS = {
+  masking: "It starts from blanks and fills them in.",
+  uniform: "It starts from random letters and changes them.",
+  autoregressive: "It writes from left to right.",
+  dirichlet: "It sharpens the odds of each letter, step by step.",
+  fisher_rao: "It sharpens the odds of each letter, step by step.",
+  straight: "It sharpens the odds of each letter, step by step.",
+};
 const $ = (id) => document.getElementById(id);
 
 let models = [];
@@ -37,6 +45,7 @@ export function setUpForm() {
   $("label").addEventListener("change", offerGuidance);
   $("guidance").addEventListener("input", offerGuidance);
   $("fixed").addEventListener("input", countTemplate);
+  $("length").addEventListener("input", countTemplate);
   $("form").addEventListener("input", (event) => {
     const field = event.target.closest(".field");
     if (field) clearField(field);
@@ -53,7 +62,9 @@ export function setModels(given) {
 function offer() {
   const model = chosenModel();
   if (!model) return;
-  $("model-hint").textContent = `${model.length} letters, ${model.representation.replaceAll("_", "-")}`;
+  const of = model.organism ? ` (${model.organism})` : "";
+  const marks = model.marks.map(({ name, position }) => ` Position ${position + 1} is the ${name}.`).join("");
+  $("model-hint").textContent = `Writes ${model.length} letters. Learned from ${model.learned}${of}. ${WAYS[model.representation] ?? ""}${marks}`;
   const before = $("label").value;
   $("label").replaceChildren(option("", model.classes.length ? "any" : "none known"), ...model.classes.map((c) => option(`=${c}`, c)));
   if (model.classes.includes(before.slice(1))) $("label").value = before;
@@ -77,7 +88,8 @@ function offerGuidance() {
 function countTemplate() {
   const size = template().length;
   const whole = chosenModel()?.length;
-  $("fixed-hint").textContent = size ? `${size} of ${whole} letters` : "A letter stays as it is, N is free.";
+  const hint = "A letter stays as it is, N is free; as long as the sequences.";
+  $("fixed-hint").textContent = size ? `${size} of ${wanted() ?? whole} letters` : hint;
 }
 
 function addMotif() {
@@ -104,6 +116,11 @@ function addMotif() {
 
 function option(value, text) {
   return box("option", { value }, text);
+}
+
+/** The length that the form asks for, if it does. */
+function wanted() {
+  return $("length").value && $("length").validity.valid ? Number($("length").value) : null;
 }
 
 function template() {
@@ -139,7 +156,14 @@ export function readForm() {
     temperature: number("temperature", false) ?? 1,
     seed: number("seed", true),
   };
-  const size = request.length ?? (fixed.length || model?.length);
+  const size = request.length ?? model?.length;
+  const odd = /[^ACGTUN]/.exec(fixed);
+  if (odd) mistakes.push([$("fixed"), `${odd[0]} at position ${odd.index + 1} is no letter of DNA, and not N for a free one.`]);
+  else if (fixed && fixed.length !== size) {
+    const what = fixed.length < size ? `fill it up with N` : `take ${fixed.length - size} away`;
+    const other = fixed.length < model?.length ? `, or set the length to ${fixed.length} under More settings` : "";
+    mistakes.push([$("fixed"), `The template has ${fixed.length} letters, the sequences have ${size}: ${what}${other}.`]);
+  }
   for (const row of $("motifs").children) {
     const [letters, at] = row.querySelectorAll("input");
     const word = letters.value.replace(/\s+/g, "").toUpperCase();
@@ -173,7 +197,8 @@ const MEANT = [
   ["model", /no model/],
   ["motifs", /^(the )?motif/],
   ["fixed", /^(the )?fixed/],
-  ["gc_range", /^gc_range/],
+  ["gc_range", /^gc_range|^only \d+ of .* GC /],
+  ["avoid_sites", /^avoid_sites|^only \d+ of /],
   ["length", /^length/],
   ["steps", /^steps/],
   ["temperature", /temperature/],

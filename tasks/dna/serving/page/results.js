@@ -1,7 +1,7 @@
 // The designs as an alignment: logo and ruler on top, then a row of coloured letters with its motif tracks for each.
 // Whatever comes from the server goes in as text, never as markup.
 
-import { axisTop, drawLogo, information } from "/static/logo.js";
+import { axisTop, drawLogo, information } from "./logo.js";
 
 const PAGE = 100; // designs that are shown at first, and more with every press
 const TRACK_COLOURS = 6;
@@ -11,12 +11,17 @@ const KEYS = 12; // motifs in the legend
 const $ = (id) => document.getElementById(id);
 
 let answer = null;
+let marks = [];
 let colours = new Map();
 let painter = null;
 
-/** Show an answer of /v1/design; `tracks` are the names of the model's motifs. */
-export function showResults(given, tracks) {
+/** Show an answer of /v1/design by a model of /v1/models. */
+export function showResults(given, model) {
   answer = given;
+  marks = model.marks;
+  const tracks = model.motifs;
+  $("score").hidden = !model.can_score;
+  $("viewer").classList.remove("is-scored");
   colours = new Map();
   for (const name of [...tracks, ...answer.designs.flatMap((design) => design.hits.map((hit) => hit.motif))]) {
     if (!colours.has(name)) colours.set(name, `var(--track-${(colours.size % TRACK_COLOURS) + 1})`);
@@ -46,6 +51,15 @@ export function showMore() {
   $("show-more").textContent = `Show ${Math.min(PAGE, left)} more (${left} left)`;
 }
 
+/** Show the scores of the designs, in a column that they have for themselves. */
+export function showScores() {
+  $("viewer").classList.add("is-scored");
+  for (const row of $("viewer").querySelectorAll(".design")) fillSide(row.firstChild, Number(row.dataset.number));
+  const scores = answer.designs.map((design) => design.score);
+  const mean = scores.reduce((sum, score) => sum + score, 0) / scores.length;
+  $("summary").append(box("div", {}, box("dt", {}, "Mean score"), box("dd", {}, mean.toFixed(3))));
+}
+
 /** The answer that is shown, or null. */
 export function shownAnswer() {
   return answer;
@@ -63,7 +77,20 @@ function showSummary() {
   const label = answer.designs[0]?.label ?? null;
   if (label !== null) facts.push(["Class", label]);
   if (answer.seed !== null) facts.push(["Seed", String(answer.seed)]);
+  $("settings").textContent = settings(answer.settings);
   $("summary").replaceChildren(...facts.map(([name, value]) => box("div", {}, box("dt", {}, name), box("dd", {}, value))));
+}
+
+/** What was asked for, in words; what is as by default is left out. */
+function settings({ guidance, label, fixed, motifs, gc_range, avoid_sites, length, steps, temperature }) {
+  const words = [`${length} letters`, `${steps} steps`];
+  if (label !== null) words.push(`guidance ${guidance}`);
+  if (temperature !== 1) words.push(`temperature ${temperature}`);
+  if (fixed) words.push("a fixed template");
+  for (const motif of motifs) words.push(`${motif.letters} kept${motif.start === null ? "" : ` at ${motif.start + 1}`}`);
+  if (gc_range[0] > 0 || gc_range[1] < 1) words.push(`GC ${+(100 * gc_range[0]).toFixed(2)} to ${+(100 * gc_range[1]).toFixed(2)}%`);
+  if (avoid_sites.length) words.push(`without ${avoid_sites.join(", ")}`);
+  return words.join(" · ");
 }
 
 function showLegend(info) {
@@ -122,18 +149,37 @@ function topRow(info) {
     tick.style.left = `${at - 0.5}ch`;
     ruler.append(tick);
   }
+  for (const { name, position } of marks.filter((mark) => mark.position < length)) {
+    const mark = box("span", { class: "mark", "data-tip": `Position ${position + 1}: ${name}` }, box("b", {}, name));
+    mark.style.left = `${position + 0.5}ch`;
+    ruler.classList.add("has-marks");
+    ruler.append(mark);
+  }
   ruler.style.width = `${length}ch`;
   body.append(ruler);
-  side.append(box("div", { class: "heads", "aria-hidden": "true" }, box("span", {}, "No."), box("span", {}, "GC")));
+  side.append(box("div", { class: "heads", "aria-hidden": "true" }, box("span", {}, "No."), box("span", { class: "score" }, "Score"), box("span", {}, "GC")));
   return box("div", { class: "row top" }, side, body);
 }
 
 function designRow(design, number) {
-  const side = box("div", { class: "side" }, box("span", {}, String(number + 1)), box("span", { title: "GC content" }, percent(design.gc)));
+  const side = box("div", { class: "side" });
+  fillSide(side, number);
   const letters = box("span", { class: "letters-line" }, design.sequence);
   const row = box("div", { class: "row design" }, side, box("div", {}, letters, ...tracks(design)));
   row.dataset.number = number;
   return row;
+}
+
+/** What stands beside a design: number, class where there is one, score where it is known, GC content. */
+function fillSide(side, number) {
+  const { gc, label, score } = answer.designs[number];
+  const title = [label === null ? "" : `class ${label}`, score === undefined ? "" : `score ${score.toFixed(3)} nats per letter`, `GC ${percent(gc)}`];
+  side.replaceChildren(
+    box("span", {}, String(number + 1)),
+    box("span", { class: "score" }, score === undefined ? "" : score.toFixed(3)),
+    box("span", { title: "GC content" }, percent(gc)),
+  );
+  side.title = title.filter(Boolean).join(", ");
 }
 
 function tracks({ hits }) {

@@ -1,0 +1,156 @@
+r"""Motifs that a set of sequences has and another lacks, found without knowing any: expectation maximisation.
+
+The model of a sequence (ZOOPS, Bailey & Elkan 1994): with probability :math:`\lambda` it holds one site, at any place of either
+strand alike; everything else is background b. The posterior of a site at place s is
+
+.. math:: z_s = \frac{\frac{\lambda}{2 M} e^{S_s}}{1 - \lambda + \frac{\lambda}{2 M} \sum_r e^{S_r}}, \qquad
+          S_s = \sum_j \log \frac{m_j(x_{s + j})}{b(x_{s + j})},
+
+and the motif's counts are the letters of all places, each weighted by z. It starts from the word that the control set lacks most.
+
+``python -m manifoldflow.tasks.dna.discovery`` fits the motifs of the embedded flows to their own designs and writes
+``data/dna/own_motifs.json``: the tracks that the server shows when it is given no motif file. No collection of motifs goes in.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from manifoldflow.checkpoint import data_path
+from manifoldflow.files import write_json
+from manifoldflow.tasks.dna.alphabet import decode, encode
+from manifoldflow.tasks.dna.motifs import Motif
+
+WORD = 6
+FILE = "dna/own_motifs.json"
+
+
+class Found(NamedTuple):
+    """A motif that was found.
+
+    Attributes:
+        motif: with the counts of about as many sites as there are sequences with one.
+        share: of the sequences that hold a site, the model's lambda.
+    """
+
+    motif: Motif
+    share: float
+
+
+def discover(
+    tokens: Tensor,
+    control: Tensor,
+    *,
+    name: str,
+    identifier: str,
+    width: int = 20,
+    rounds: int = 60,
+    least: float = 0.3,
+) -> Found:
+    """The motif that tells ``tokens`` from ``control`` best, on either strand.
+
+    Args:
+        tokens: sequences ``(B, L)`` of which many hold a site.
+        control: sequences without it, of the same background.
+        name, identifier: of the motif.
+        width: places of the motif before those at its ends are cut off that say little.
+        rounds: of expectation maximisation.
+        least: bits of information from which a place at the end stays.
+
+    Raises:
+        ValueError: sequences shorter than the motif.
+    """
+    if tokens.shape[1] < width + 2 or len(tokens) < 2 or len(control) < 2:
+        raise ValueError(
+            f"a motif of {width} places needs two sequences and a control with {width + 2} letters at least"
+        )
+    both = torch.nn.functional.one_hot(
+        torch.cat([tokens, 3 - tokens.flip(1)], 1), 4
+    ).double()  # A C G T: 3 - x pairs with x
+    length = tokens.shape[1]
+    windows = torch.cat(
+        [both[:, :length].unfold(1, width, 1), both[:, length:].unfold(1, width, 1)], 1
+    )  # (B, 2 M, 4, W)
+    background = both.mean((0, 1))
+    start = _enriched(tokens, control)
+    table = background.expand(width, 4).clone()
+    first = (width - WORD) // 2
+    for at, letter in enumerate(start):
+        table[first + at] = 0.1 + 0.6 * torch.nn.functional.one_hot(letter, 4)
+    share, places = torch.tensor(0.5, dtype=torch.float64), windows.shape[1]
+    counts = table.T
+    for _ in range(rounds):
+        score = torch.einsum("bmkw,kw->bm", windows, (table / background).log().T)
+        chance = score.exp() * share / places
+        posterior = chance / (1 - share + chance.sum(1, keepdim=True))
+        counts = torch.einsum("bm,bmkw->kw", posterior, windows)
+        table = ((counts + background[:, None]) / (counts.sum(0) + 1)).T
+        share = posterior.sum(1).mean().clamp(0.01, 0.99)
+    rows = _trimmed(table, background, least)
+    kept = tuple(tuple(round(float(v), 1) for v in counts[:, at]) for at in rows)
+    return Found(Motif(name, identifier, kept), float(share))  # type: ignore[arg-type]
+
+
+def _enriched(tokens: Tensor, control: Tensor) -> Tensor:
+    """The word that the share of sequences with it, on either strand, raises most: by the z-score of two shares."""
+    here, there = _holding(tokens), _holding(control)
+    share = (here * len(tokens) + there * len(control) + 1) / (len(tokens) + len(control) + 2)
+    error = (share * (1 - share) * (1 / len(tokens) + 1 / len(control))).sqrt()
+    best = int(((here - there) / error).argmax())
+    return torch.tensor([best // 4 ** (WORD - 1 - at) % 4 for at in range(WORD)])
+
+
+def _holding(tokens: Tensor) -> Tensor:
+    """Share of the sequences that hold each word, ``(4 ** WORD,)``."""
+    weights = 4 ** torch.arange(WORD - 1, -1, -1)
+    held = torch.zeros(len(tokens), 4**WORD, dtype=torch.bool)
+    for strand in (tokens, 3 - tokens.flip(1)):
+        held.scatter_(1, (strand.unfold(1, WORD, 1) * weights).sum(-1), True)
+    return held.double().mean(0)
+
+
+def _trimmed(table: Tensor, background: Tensor, least: float) -> range:
+    """The places from the first to the last with at least so many bits."""
+    bits = (table * (table / background).log2()).sum(1)
+    good = (bits >= least).nonzero().squeeze(1)
+    return range(int(good[0]), int(good[-1]) + 1) if len(good) else range(len(table))
+
+
+WANTED = {
+    "dna_ctcf_pu1": (("CTCF site", "ctcf", "pu1", 20), ("PU.1 site", "pu1", "ctcf", 20)),
+    "dna_promoters": (("TATA box", "tata", "non_tata", 14),),
+}
+"""For every embedded flow: a motif's name, the class that has it, one that lacks it, and the most places."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Fit the motifs of the embedded flows to their designs, and write them."""
+    from manifoldflow.tasks.dna.designer import SequenceDesigner
+
+    parser = argparse.ArgumentParser(description="Fit the motifs of the embedded flows to their own designs.")
+    parser.add_argument("--num", type=int, default=600, help="designs of each class")
+    parser.add_argument("--steps", type=int, default=64, help="sampling steps")
+    parser.add_argument("--guidance", type=float, default=2.0, help="weight of the class")
+    parser.add_argument("--out", default=str(data_path(FILE)), help="file to write")
+    options = parser.parse_args(arguments)
+    made: dict[str, list[dict[str, object]]] = {}
+    for model, wanted in WANTED.items():
+        designer = SequenceDesigner.load(model)
+        drawn = {}
+        for label in {label for _, *labels, _ in wanted for label in labels}:
+            designs = designer.design(options.num, label=label, guidance=options.guidance, steps=options.steps, seed=0)
+            drawn[label] = encode([design.sequence for design in designs])[0]
+        made[model] = []
+        for name, label, other, width in wanted:
+            found = discover(drawn[label], drawn[other], name=name, identifier=name, width=width)
+            consensus = decode(torch.tensor([row.index(max(row)) for row in found.motif.counts])[None])[0]
+            print(f"{model}: {name} {consensus} in {found.share:.0%} of {options.num} designs of the class {label}")
+            made[model].append({"name": name, "identifier": found.motif.identifier, "counts": found.motif.counts})
+    print(f"wrote {write_json(options.out, made)}")
+
+
+if __name__ == "__main__":
+    main()
