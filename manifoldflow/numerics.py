@@ -23,6 +23,11 @@ SMALL_SQUARE = 1e-4
 """Below this squared argument the series are used; their first neglected term is under 1e-16 there."""
 
 
+def is_few(x: Tensor) -> bool:
+    """Whether an operation on ``x`` costs its launch; never so for a compiler, which fuses it, and whose sizes may be symbols."""
+    return not torch.compiler.is_compiling() and x.numel() < FEW
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Inner product over the last axis, kept as size 1.
 
@@ -31,7 +36,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     fast too, but autocast and TF32 take its digits away.
     """
     product = x * y
-    if not 2 <= product.shape[-1] <= 4 or product.numel() < FEW:
+    if not 2 <= product.shape[-1] <= 4 or is_few(product):
         return product.sum(-1, keepdim=True)
     first, *rest = product.split(1, -1)
     return functools.reduce(torch.add, rest, first)
@@ -132,31 +137,90 @@ def upcast(x: Tensor) -> Tensor:
 
 
 def in_full_precision(method: F) -> F:
-    """Make a method of tensors compute in float32 or better and answer in the dtype it was given.
+    """Make a method of points and tangents compute in one dtype, float32 or better, and answer in the one it was given.
 
-    float16 and bfloat16 arguments are upcast, and autocast is off inside: half precision has 3 digits, geometry
-    needs 6.
+    float16 and bfloat16 arguments are upcast, different dtypes promoted, and autocast is off inside: half precision has 3
+    digits, geometry needs 6. The shapes of points are checked.
+
+    Raises:
+        ValueError: an argument is no point of the manifold by its shape.
     """
 
+    other = _other_point(method)
+
     @functools.wraps(method)
-    def wrapped(self: Any, *args: Any) -> Any:
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
         first = args[0]
+        if first.shape[first.ndim - self.event_ndim :] != self.event_shape:
+            check_event(self, method.__name__, first)
+        if other:
+            second = args[other]
+            if second.shape[second.ndim - self.event_ndim :] != self.event_shape:
+                check_event(self, method.__name__, second)
         if torch.is_autocast_enabled(first.device.type):
             with torch.autocast(first.device.type, enabled=False):
-                return wrapped(self, *args)
-        for a in args:
-            if isinstance(a, Tensor) and a.dtype in HALF:
-                break
-        else:
-            return method(self, *args)
-        out = method(self, *(upcast(a) if isinstance(a, Tensor) else a for a in args))
-        tensors = [a.dtype for a in args if isinstance(a, Tensor)]
-        dtype = functools.reduce(torch.promote_types, tensors)
-        return tuple(o.to(dtype) for o in out) if isinstance(out, tuple) else out.to(dtype)
+                return wrapped(self, *args, **options)
+        dtype = first.dtype
+        if dtype not in HALF:
+            for a in args:
+                if isinstance(a, Tensor) and a.dtype is not dtype:
+                    break
+            else:
+                return method(self, *args, **options)
+        return _in_one_dtype(method, self, args, options)
 
+    return _with_own_code(wrapped, method)
+
+
+def checks_points(method: F) -> F:
+    """Check the shapes of points, for methods that need nothing else of :func:`in_full_precision`.
+
+    Raises:
+        ValueError: an argument is no point of the manifold by its shape.
+    """
+    other = _other_point(method)
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+        first = args[0]
+        if first.shape[first.ndim - self.event_ndim :] != self.event_shape:
+            check_event(self, method.__name__, first)
+        if other:
+            second = args[other]
+            if second.shape[second.ndim - self.event_ndim :] != self.event_shape:
+                check_event(self, method.__name__, second)
+        return method(self, *args, **options)
+
+    return _with_own_code(wrapped, method)
+
+
+def _other_point(method: Callable[..., Any]) -> int:
+    """Which argument of a method is a second point, 0 if none is."""
+    return {"log": 1, "dist": 1, "geodesic": 1, "interpolate": 1, "transport": 2}.get(method.__name__, 0)
+
+
+def _with_own_code(wrapped: Any, method: Any) -> Any:
     # torch.compile keeps at most 8 variants per code object: every method needs one of its own.
-    wrapped.__code__ = wrapped.__code__.replace(co_name=method.__name__)  # type: ignore[attr-defined]
-    return wrapped  # type: ignore[return-value]
+    wrapped.__code__ = wrapped.__code__.replace(co_name=method.__name__)
+    return wrapped
+
+
+def check_event(space: Any, method: str, x: Tensor) -> None:
+    """Raise unless the last axes of ``x`` are those of a point of ``space``."""
+    if tuple(x.shape[max(0, x.ndim - space.event_ndim) :]) != tuple(space.event_shape):
+        wanted = ", ".join(map(str, space.event_shape))
+        raise ValueError(f"{space}.{method}: points need shape (..., {wanted}), got {tuple(x.shape)}")
+
+
+def _in_one_dtype(method: Callable[..., Any], space: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    # As everywhere in torch, a scalar tensor does not raise the precision of a batch.
+    tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
+    given = [a.dtype for a in tensors if a.ndim] or [a.dtype for a in tensors]
+    dtype = functools.reduce(torch.promote_types, given)
+    inside = torch.float32 if dtype in HALF else dtype
+    out = method(space, *(a.to(inside) if isinstance(a, Tensor) else a for a in args), **options)
+    made = [o if o.dtype == torch.bool else o.to(dtype) for o in (out if isinstance(out, tuple) else (out,))]
+    return tuple(made) if isinstance(out, tuple) else made[0]
 
 
 def polar_angle(sine: Tensor, cosine: Tensor) -> Tensor:

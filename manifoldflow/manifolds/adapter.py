@@ -14,7 +14,7 @@ from manifoldflow.manifolds.spd import SPD
 from manifoldflow.manifolds.sphere import Sphere
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FromGeoopt(Manifold):
     r"""A geoopt manifold with our methods: ``FromGeoopt(geoopt.PoincareBall(), (3,))``.
 
@@ -94,7 +94,7 @@ class FromGeoopt(Manifold):
         return self.closed_form.project(x) if self.closed_form else self.manifold.projx(x)
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        return self.closed_form.to_tangent(x, u) if self.closed_form else self.manifold.proju(x, u)
+        return self.closed_form.to_tangent(x, u) if self.closed_form else _projected(self.manifold, x, u)
 
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         if self.closed_form:
@@ -113,10 +113,27 @@ class FromGeoopt(Manifold):
         return self.closed_form.rate(x, u) if self.closed_form else u
 
     def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
-        return self.closed_form.from_rate(x, v) if self.closed_form else self.manifold.proju(x, v)
+        return self.closed_form.from_rate(x, v) if self.closed_form else self.to_tangent(x, v)
 
     def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        return self.closed_form.riemannian_gradient(x, g) if self.closed_form else self.manifold.egrad2rgrad(x, g)
+        if self.closed_form:
+            return self.closed_form.riemannian_gradient(x, g)
+        if _is_birkhoff(self.manifold):
+            return _birkhoff(
+                x, self.shape[-1] * x * g
+            )  # geoopt's inner product is a mean over rows, its gradient is not
+        return self.manifold.egrad2rgrad(x, g)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FromGeoopt) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        """What makes two of them the same geometry: geoopt's objects are equal to themselves alone."""
+        made = self.closed_form or tuple((k, str(v.tolist())) for k, v in sorted(self.manifold.state_dict().items()))
+        return (type(self), type(self.manifold), str(self.manifold), made, tuple(self.shape))
 
     def tangent_basis(self, x: Tensor) -> Tensor:
         """The projected coordinate axes, made orthonormal in the metric by an eigendecomposition of their Gram
@@ -184,6 +201,34 @@ def _closed_form(manifold: Any, shape: tuple[int, ...]) -> Manifold | None:
     return None
 
 
+def _projected(manifold: Any, x: Tensor, u: Tensor) -> Tensor:
+    """geoopt's ``proju``, but for two that change what is tangent already: applied again they would go on changing it."""
+    import geoopt
+
+    if isinstance(manifold, geoopt.CanonicalStiefel):
+        inside = x.mT @ u
+        return u - 0.5 * x @ (inside + inside.mT)
+    return _birkhoff(x, u) if _is_birkhoff(manifold) else manifold.proju(x, u)
+
+
+def _is_birkhoff(manifold: Any) -> bool:
+    import geoopt
+
+    return isinstance(manifold, geoopt.BirkhoffPolytope)
+
+
+def _birkhoff(x: Tensor, u: Tensor) -> Tensor:
+    r"""The projection that is orthogonal in the metric :math:`\sum u v / x`: :math:`u - (a_i + b_j) x_{ij}` with row and column
+    sums 0."""
+    rows, columns = x.sum(-1, keepdim=True), x.sum(-2, keepdim=True)
+    inner = torch.diag_embed(columns.squeeze(-2)) - x.mT @ (x / rows)
+    # a + const, b - const is the same: fixed by adding a matrix of ones
+    right = u.sum(-2).unsqueeze(-1) - x.mT @ (u.sum(-1, keepdim=True) / rows)
+    b = torch.linalg.solve(inner + torch.ones_like(inner) / x.shape[-1], right)
+    a = (u.sum(-1, keepdim=True) - x @ b) / rows
+    return u - (a + b.mT) * x
+
+
 def _check_embedded(manifold: Any) -> None:
     import geoopt
 
@@ -208,11 +253,15 @@ def ToGeoopt(manifold: Manifold) -> Any:
 
     geoopt's tangents have the shape of a point. On :class:`SO3` they are ``R hat(w)``, on :class:`UnitQuaternion`
     ``q (0, w) / 2`` and on the Fisher-Rao :class:`Simplex` the rates of change of p; the metric stays ours (length on
-    rotations is the angle), and Euclidean gradients become Riemannian ones by the transpose of these maps.
+    rotations is the angle), and Euclidean gradients become Riemannian ones by :meth:`Manifold.riemannian_gradient`.
+
+    geoopt's own manifolds are handed back as they are, those that have a closed form here in that form.
 
     Raises:
         ImportError: if geoopt is not installed.
     """
+    if isinstance(manifold, FromGeoopt):
+        return manifold.manifold if manifold.closed_form is None else _geoopt_class()(manifold.closed_form)
     return _geoopt_class()(manifold)
 
 
@@ -230,6 +279,9 @@ def _geoopt_class() -> Any:
             self.ours = ours
             self.name = str(ours)
             self.ndim = ours.event_ndim
+
+        def __reduce__(self) -> Any:
+            return ToGeoopt, (self.ours,)  # the class is made on first use, so pickle cannot find it by name
 
         def expmap(self, x: Tensor, u: Tensor) -> Tensor:
             return self.ours.exp(x, self.ours.from_rate(x, u))
@@ -267,7 +319,7 @@ def _geoopt_class() -> Any:
             return geoopt.ManifoldTensor(point, manifold=self)
 
         def _check_point_on_manifold(self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5) -> Any:
-            off = float(self.ours.residual(x).max())
+            off = float(self.ours.residual(x.detach()).max())
             return (True, None) if off <= atol + rtol else (False, f"the point lies {off:.3g} off {self.name}")
 
         def _check_vector_on_tangent(self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5) -> Any:

@@ -24,7 +24,7 @@ from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Flat
 from manifoldflow.manifolds.laws import expand, image_numbers, log_normal, over_batch
 from manifoldflow.manifolds.simplex import Simplex
-from manifoldflow.numerics import dot, in_full_precision, tiny_square
+from manifoldflow.numerics import checks_points, dot, in_full_precision, tiny_square
 
 
 class Domain(Flat, Manifold):
@@ -37,6 +37,7 @@ class Domain(Flat, Manifold):
     def event_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
+    @checks_points
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return y - x
 
@@ -54,6 +55,7 @@ class Domain(Flat, Manifold):
     def _reflected_back(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @checks_points
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         u = x1 - x0
         return self._clamp(x0 + expand_time(t, u, 1) * u), u
@@ -447,6 +449,7 @@ class ReflectedSimplex(Domain):
 
     def _follow(self, x: Tensor, u: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """End of the ray, and the walls that it met: (category, whether there was one)."""
+        x, u = torch.broadcast_tensors(x, u)
         met = []
         for _ in range(self.bounces):
             falls = u < 0
@@ -470,7 +473,9 @@ class ReflectedSimplex(Domain):
         return self._follow(x, u)[0]
 
     def _reflected_back(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
-        for wall, hits in reversed(self._follow(x, w)[1]):
+        met = self._follow(x, w)[1]
+        v = v.expand(torch.broadcast_shapes(v.shape, (*met[0][0].shape[:-1], self.categories)))
+        for wall, hits in reversed(met):
             v = self._mirror(v, wall.expand(*v.shape[:-1], 1), hits)
         return v
 

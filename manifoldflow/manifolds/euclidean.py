@@ -10,6 +10,7 @@ from torch import Tensor
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Linear
 from manifoldflow.manifolds.laws import LOG_2PI
+from manifoldflow.numerics import checks_points
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,11 @@ class Euclidean(Linear, Manifold):
     ) -> Tensor:
         return torch.zeros(*shape, self.d, dtype=dtype, device=device)
 
+    @checks_points
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return x + u
 
+    @checks_points
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return y - x
 
@@ -50,6 +53,7 @@ class Euclidean(Linear, Manifold):
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return u
 
+    @checks_points
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         u = x1 - x0
         return x0 + expand_time(t, u, 1) * u, u
@@ -102,15 +106,19 @@ class Centered(Linear, Manifold):
             x: ``(..., N, d)``.
             mask: bool ``(..., N)``, True where an element is real; all real if absent.
         """
+        if x.ndim < 2 or x.shape[-1] != self.base.d:
+            raise ValueError(f"{self}: sets of points need shape (..., N, {self.base.d}), got {tuple(x.shape)}")
         if mask is None:
             return x - x.mean(-2, keepdim=True)
         weight = mask.unsqueeze(-1).to(x.dtype)
         mean = (x * weight).sum(-2, keepdim=True) / weight.sum(-2, keepdim=True).clamp_min(1)
         return (x - mean) * weight
 
+    @checks_points
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return self.base.exp(x, u)
 
+    @checks_points
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return self.base.log(x, y)
 
@@ -123,6 +131,7 @@ class Centered(Linear, Manifold):
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return u
 
+    @checks_points
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         return self.base.geodesic(x0, x1, t)
 

@@ -59,7 +59,7 @@ class UnitQuaternion(RotationGroup):
     @compiled_as(compiled.quaternion_geodesic)
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         tangential, sine, half = self._polar(x0, x1)
-        turned = expand_time(t, x0, 1) * half
+        turned = expand_time(t, tangential, 1) * half
         # In the body frame the velocity of a one-parameter subgroup is constant.
         u = (2 * half / sine) * quaternion_multiply(quaternion_conjugate(x0), tangential)[..., 1:]
         return torch.addcmul(turned.cos() * x0, turned.sin() / sine, tangential), u
@@ -69,7 +69,7 @@ class UnitQuaternion(RotationGroup):
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
         """Spherical linear interpolation along the shorter arc."""
         tangential, sine, half = self._polar(x0, x1)
-        turned = expand_time(t, x0, 1) * half
+        turned = expand_time(t, tangential, 1) * half
         return torch.addcmul(turned.cos() * x0, turned.sin() / sine, tangential)
 
     def _polar(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

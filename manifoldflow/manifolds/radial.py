@@ -66,6 +66,7 @@ def volume_gradient(m: Any, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
     dtype = y.dtype
     x, u, y = precise(x, u, y)
     basis = m.tangent_basis(x).movedim(-1 - m.tangent_ndim, 0)
+    u = u.expand(torch.broadcast_shapes(u.shape, basis.shape[1:])).contiguous()
 
     def volume(at: Tensor) -> Tensor:
         return m.log_exp_volume(x, at)

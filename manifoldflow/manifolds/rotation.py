@@ -83,6 +83,7 @@ def inverse_right_jacobian(w: Tensor, v: Tensor) -> Tensor:
 
     Finite below a = 2 pi (Chirikjian 2012, eq. 10.86, with the half angle, which is well conditioned at a = pi).
     """
+    w, v = torch.broadcast_tensors(w, v)
     squared = (w * w).sum(-1, keepdim=True)
     is_small = squared < 0.1
     half = 0.5 * squared.where(~is_small, 1.0).sqrt()
@@ -107,7 +108,7 @@ def quaternion_conjugate(q: Tensor) -> Tensor:
 
 def quaternion_rotate(q: Tensor, v: Tensor) -> Tensor:
     """Turn vectors ``(..., 3)`` by unit quaternions ``(..., 4)``."""
-    axis = q[..., 1:].expand_as(v) if q.ndim == v.ndim else q[..., 1:]
+    axis, v = torch.broadcast_tensors(q[..., 1:], v)
     twice = 2 * torch.linalg.cross(axis, v)
     return v + q[..., :1] * twice + torch.linalg.cross(axis, twice)
 

@@ -19,8 +19,8 @@ Rows = list[Tensor]
 
 
 def for_compiler(x: Tensor) -> bool:
-    """Whether ``x`` is being compiled for a CPU."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu"
+    """Whether ``x`` is being compiled for this CPU; not when a graph is exported, which knows neither size nor machine."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and x.device.type == "cpu"
 
 
 def pays(x: Tensor) -> bool:

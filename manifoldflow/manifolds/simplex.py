@@ -179,6 +179,17 @@ class Simplex(Manifold):
         return u if self._is_flat else _root(x) * u
 
     @in_full_precision
+    def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
+        """Of the geodesic before any reflection, which keeps volumes: that of the sphere of radius 2."""
+        return torch.zeros_like(u[..., 0]) if self._is_flat else self._sphere.log_exp_volume(_root(x), 0.5 * u)
+
+    @in_full_precision
+    def is_minimising(self, x: Tensor, u: Tensor) -> Tensor:
+        """Whether the geodesic ends before it meets a side."""
+        end = x + u if self._is_flat else self._sphere.exp(_root(x), 0.5 * u)
+        return (end >= 0).all(-1)
+
+    @in_full_precision
     def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
         if self._is_flat:
             return self.to_tangent(x, v)

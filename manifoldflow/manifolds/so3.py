@@ -77,6 +77,7 @@ class SO3(RotationGroup):
         w = self.log(x, y)
         return (rotvec_to_matrix(-0.5 * w) * u.unsqueeze(-2)).sum(-1)
 
+    @in_full_precision
     def rate(self, x: Tensor, u: Tensor) -> Tensor:
         """``R hat(u)``."""
         return compose(x, hat(u))
@@ -103,6 +104,7 @@ class SO3(RotationGroup):
         frame = self.tangent_basis(x)
         return compose(x.unsqueeze(-3), hat(frame)), frame
 
+    @in_full_precision
     def residual(self, x: Tensor) -> Tensor:
         identity = torch.eye(3, dtype=x.dtype, device=x.device)
         return (compose(x.mT, x) - identity).abs().amax((-1, -2)).maximum((torch.linalg.det(x) - 1).abs())

@@ -78,7 +78,7 @@ class Sphere(Manifold):
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         r"""With the unit tangent e towards ``x1``: :math:`\cos(t\theta) x_0 + \sin(t\theta) e` and its derivative."""
         tangential, sine, angle = self._polar(x0, x1)
-        turned = expand_time(t, x0, 1) * angle
+        turned = expand_time(t, tangential, 1) * angle
         cos, sin = turned.cos(), turned.sin()
         return cos * x0 + (sin / sine) * tangential, (angle / sine * cos) * tangential - (angle * sin) * x0
 

@@ -11,7 +11,7 @@ from manifoldflow.manifolds import radial
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Flat
 from manifoldflow.manifolds.laws import expand, image_numbers, log_normal, over_batch
-from manifoldflow.numerics import in_full_precision, upcast
+from manifoldflow.numerics import checks_points, in_full_precision, upcast
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Torus(Flat, Manifold):
         """The representative in [0, period)."""
         return self._wrap(upcast(x), x.dtype)
 
+    @checks_points
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return self._wrap(upcast(x) + upcast(u), torch.promote_types(x.dtype, u.dtype))
 
@@ -64,7 +65,10 @@ class Torus(Flat, Manifold):
     @in_full_precision
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         """The shortest difference y - x, entries in [-period/2, period/2)."""
-        turn = y - x
+        return self._shortest(y - x)
+
+    def _shortest(self, turn: Tensor) -> Tensor:
+        """The representative of a difference in [-period/2, period/2)."""
         turn = turn - self.period * torch.round(turn / self.period)
         return torch.where(turn >= 0.5 * self.period, turn - self.period, turn)
 
@@ -74,12 +78,15 @@ class Torus(Flat, Manifold):
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         return u
 
+    @checks_points
     def geodesic(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
         if torch.compiler.is_compiling() and isinstance(t, Tensor):
             # Flat and of one shape, the compiler makes a single vector loop; an innermost axis of 3 would be scalar.
             x0, x1 = torch.broadcast_tensors(x0, x1)
             t = torch.as_tensor(expand_time(t, x1, 1)).expand(x1.shape)
-            u = self.log(x0.reshape(-1), x1.reshape(-1))
+            u = self._shortest(upcast(x1.reshape(-1)) - upcast(x0.reshape(-1))).to(
+                torch.promote_types(x0.dtype, x1.dtype)
+            )
             return self.project(x0.reshape(-1) + t.reshape(-1) * u).view(x0.shape), u.view(x0.shape)
         u = self.log(x0, x1)
         return self._wrap(upcast(x0) + expand_time(t, u, 1) * upcast(u), u.dtype), u
