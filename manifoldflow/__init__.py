@@ -1,143 +1,28 @@
 """manifoldflow: generative models of states that are not flat vectors."""
 
-from manifoldflow import guidance, nn
-from manifoldflow.checkpoint import load, save
-from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
-from manifoldflow.discrete import Counts, Tokens
-from manifoldflow.distributions import (
-    IGSO3,
-    AllMasked,
-    Categorical,
-    Checkerboard,
-    Dirichlet,
-    Mixture,
-    Normal,
-    ReflectedNormal,
-    Uniform,
-    VonMisesFisher,
-    WrappedNormal,
-)
-from manifoldflow.field import Field
-from manifoldflow.flow import Flow
-from manifoldflow.manifolds import (
-    SO3,
-    SPD,
-    Ball,
-    Box,
-    Centered,
-    Euclidean,
-    HalfSpace,
-    Lorentz,
-    Mesh,
-    PoincareBall,
-    ReflectedSimplex,
-    Simplex,
-    Sphere,
-    Torus,
-    UnitQuaternion,
-)
-from manifoldflow.paths import (
-    BirthDeath,
-    Bridge,
-    Bump,
-    Cosine,
-    DirichletPath,
-    Exponential,
-    Geodesic,
-    Jumps,
-    Late,
-    Linear,
-    Masking,
-    MetricJump,
-    Path,
-    PathPoint,
-    Polynomial,
-    Premetric,
-    SphericalBridge,
-    StochasticInterpolant,
-    UniformJump,
-)
-from manifoldflow.sampling import (
-    SDE,
-    Adaptive,
-    Move,
-    RandomWalk,
-    Trajectory,
-    linear_grid,
-    ode_kernel,
-    simulate,
-    trajectory_log_prob,
-)
-from manifoldflow.state import Shared
-from manifoldflow.version import __version__
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "IGSO3",
-    "SDE",
-    "SO3",
-    "SPD",
-    "Adaptive",
-    "Align",
-    "AllMasked",
-    "Ball",
-    "BirthDeath",
-    "Box",
-    "Bridge",
-    "Bump",
-    "Categorical",
-    "Centered",
-    "Checkerboard",
-    "Cosine",
-    "Counts",
-    "Dirichlet",
-    "DirichletPath",
-    "Euclidean",
-    "Exponential",
-    "Field",
-    "Flow",
-    "Geodesic",
-    "HalfSpace",
-    "Independent",
-    "Jumps",
-    "Late",
-    "Linear",
-    "Lorentz",
-    "Masking",
-    "Mesh",
-    "MetricJump",
-    "MinibatchOT",
-    "Mixture",
-    "Move",
-    "Normal",
-    "Path",
-    "PathPoint",
-    "PoincareBall",
-    "Polynomial",
-    "Premetric",
-    "RandomWalk",
-    "ReflectedNormal",
-    "ReflectedSimplex",
-    "Shared",
-    "Simplex",
-    "Sphere",
-    "SphericalBridge",
-    "StochasticInterpolant",
-    "Tokens",
-    "Torus",
-    "Trajectory",
-    "Uniform",
-    "UniformJump",
-    "UnitQuaternion",
-    "VonMisesFisher",
-    "WrappedNormal",
-    "__version__",
-    "guidance",
-    "kabsch",
-    "linear_grid",
-    "load",
-    "nn",
-    "ode_kernel",
-    "save",
-    "simulate",
-    "trajectory_log_prob",
-]
+from manifoldflow.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from manifoldflow.public import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, and with the first all others: what needs none, such as the help of the command line, does not wait."""
+    if name == "__all__":  # of "from manifoldflow import *"
+        return import_module("manifoldflow.public").__all__
+    if not name.startswith("_"):
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        public = import_module("manifoldflow.public")
+        if name in public.__all__:
+            globals().update({n: getattr(public, n) for n in public.__all__})
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module("manifoldflow.public").__all__})

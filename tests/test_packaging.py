@@ -35,14 +35,79 @@ def pip(*words: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def outside(site: Path, *words: str) -> str:
+def outside(site: Path, *words: str, folder: Path | None = None) -> str:
     """Run Python in a folder that is no checkout, with the installed wheel before anything else; its output."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(site)}
     done = subprocess.run(
-        [sys.executable, *words], cwd=site.parent, env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, *words], cwd=folder or site.parent, env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+HOSTILE = {
+    "tasks.py": "raise SystemExit('the tasks.py of the working folder was imported')\n",
+    "tasks/__init__.py": "raise SystemExit('the package tasks of the working folder was imported')\n",
+}
+
+
+def works_beside(kind: str, site: Path, folder: Path) -> None:
+    """Use the library from a folder whose own ``tasks`` ends every program that imports it."""
+    (folder / kind).parent.mkdir(exist_ok=True)
+    (folder / kind).write_text(HOSTILE[kind])
+    code = (
+        "import manifoldflow as mf\n"
+        "flow = mf.load('proteins')\n"  # its checkpoint names its builder tasks.proteins.flow:build
+        "from manifoldflow.tasks import densities, dna, proteins\n"
+        "import sys; print(flow.builder, 'tasks' in sys.modules)"
+    )
+    assert outside(site, "-c", code, folder=folder).split() == ["manifoldflow.tasks.proteins.flow:build", "False"]
+    assert "tasks: densities, dna, proteins" in outside(site, "-m", "manifoldflow", "--help", folder=folder)
+    assert "--checkpoint" in outside(site, "-m", "manifoldflow", "sample", "dna", "--help", folder=folder)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_checkout_works_in_a_folder_with_tasks_of_its_own(kind: str, tmp_path: Path) -> None:
+    works_beside(kind, ROOT, tmp_path)
+
+
+@needs_hatchling
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_installed_wheel_works_in_a_folder_with_tasks_of_its_own(kind: str, site: Path, tmp_path: Path) -> None:
+    works_beside(kind, site, tmp_path)
+
+
+def test_the_command_line_is_a_module_too(tmp_path: Path) -> None:
+    text = outside(ROOT, "-m", "manifoldflow", "--version", folder=tmp_path)
+    assert text == f"manifoldflow {manifoldflow.__version__}\n"
+    done = subprocess.run([sys.executable, "-m", "manifoldflow", "trian"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown verb 'trian' (did you mean 'train'?)")
+
+
+def test_every_public_name_is_one_of_the_root_though_none_is_imported_at_first(tmp_path: Path) -> None:
+    code = (
+        "import sys, manifoldflow as mf\n"
+        "assert 'torch' not in sys.modules and mf.__version__\n"
+        "mf.Flow\n"
+        "from manifoldflow import public\n"
+        "assert all(getattr(mf, name) is getattr(public, name) for name in public.__all__)\n"
+        "assert set(public.__all__) <= set(dir(mf))\n"
+        "names = {}; exec('from manifoldflow import *', names)\n"
+        "assert set(public.__all__) <= set(names)\n"
+        "assert mf.training.fit and mf.registry.find_tasks\n"  # modules are names, too
+        "assert not hasattr(mf, 'Spere') and not hasattr(mf, '_nothing')\n"
+        "print('done')"
+    )
+    assert outside(ROOT, "-c", code, folder=tmp_path) == "done\n"
+
+
+@pytest.mark.parametrize(
+    "module", ["manifoldflow.public", *(f"manifoldflow.tasks.{t}" for t in ("dna", "proteins", "densities"))]
+)
+def test_an_import_loads_nothing_that_only_some_commands_need(module: str, tmp_path: Path) -> None:
+    heavy = ("lightning", "matplotlib", "biotite", "fastapi", "uvicorn", "jsonargparse", "ot", "pandas", "sklearn")
+    code = f"import sys, manifoldflow.{module}; print(*(set(sys.modules) & set({heavy!r})))"
+    assert outside(ROOT, "-c", code, folder=tmp_path).split() == []
 
 
 @pytest.fixture(scope="module")
