@@ -76,6 +76,18 @@ def atoms_from_frames(x: dict[str, Tensor], mask: Tensor | None = None, residue_
     trans, rots = x["trans"], x["rots"]
     local = local_backbone(trans.dtype, trans.device)
     nac = torch.einsum("bnij,aj->bnai", rots, local) + trans.unsqueeze(-2)
+    coords = torch.cat([nac, carbonyl_oxygen(nac, rots, bonded(residue_index, mask, trans)).unsqueeze(-2)], -2)
+    return coords if mask is None else coords * mask[..., None, None].to(coords.dtype)
+
+
+def carbonyl_oxygen(nac: Tensor, rots: Tensor, joined: Tensor) -> Tensor:
+    """O of every residue, ``(B, N, 3)``: in the peptide plane, or at an extended psi where no residue follows.
+
+    Args:
+        nac: atoms N, CA, C ``(B, N, 3, 3)``, angstrom.
+        rots: orientations ``(B, N, 3, 3)``.
+        joined: bool ``(B, N - 1)``, whether residue i is bonded to i + 1.
+    """
     n, ca, c = nac.unbind(-2)
     normalize = torch.nn.functional.normalize
     # With the successor's N: O opposes the bisector of (CA - C) and (N' - C).
@@ -84,9 +96,6 @@ def atoms_from_frames(x: dict[str, Tensor], mask: Tensor | None = None, residue_
     # Without: in the residue's frame, from internal coordinates (dihedral N-CA-C-O = psi + 180 degrees).
     torsion = _TERMINAL_PSI + math.pi
     direction = (-math.cos(CA_C_O), math.sin(CA_C_O) * math.cos(torsion), math.sin(CA_C_O) * math.sin(torsion))
-    terminal_local = torch.tensor(direction, dtype=trans.dtype, device=trans.device) * C_O
-    terminal = c + rots @ terminal_local
-    use_planar = torch.nn.functional.pad(bonded(residue_index, mask, trans), (0, 1)).unsqueeze(-1)
-    o = torch.where(use_planar, torch.cat([planar, terminal[:, -1:]], 1), terminal)
-    coords = torch.cat([nac, o.unsqueeze(-2)], -2)
-    return coords if mask is None else coords * mask[..., None, None].to(coords.dtype)
+    terminal = c + rots @ (torch.tensor(direction, dtype=nac.dtype, device=nac.device) * C_O)
+    use_planar = torch.nn.functional.pad(joined, (0, 1)).unsqueeze(-1)
+    return torch.where(use_planar, torch.cat([planar, terminal[:, -1:]], 1), terminal)

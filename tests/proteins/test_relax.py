@@ -18,7 +18,8 @@ from manifoldflow.tasks.proteins.geometry import (
     atoms_from_frames,
     frames_from_atoms,
 )
-from manifoldflow.tasks.proteins.relax import relax, restraints
+from manifoldflow.tasks.proteins.metrics import torsions
+from manifoldflow.tasks.proteins.relax import backbone_atoms, posed, relax, restraints
 
 Frames = dict[str, Tensor]
 
@@ -208,3 +209,75 @@ def test_inputs_are_not_changed() -> None:
     copy = {k: v.clone() for k, v in x.items()}
     relax(x, steps=5)
     assert gap(x, copy) == 0
+
+
+def closest(x: Frames, apart: Tensor) -> Tensor:
+    """The closest two backbone atoms of residues i and j where ``apart[i, j]``, one number a chain."""
+    atoms = atoms_from_frames(x)
+    b, n = atoms.shape[:2]
+    flat = atoms.reshape(b, n * 4, 3)
+    gaps = (flat[:, :, None] - flat[:, None]).norm(dim=-1)
+    return gaps.where(apart.repeat_interleave(4, 0).repeat_interleave(4, 1), 99.0).amin((1, 2))
+
+
+@pytest.mark.parametrize("shift", [(0.1, 0.3, 3.9), (1.0, 3.9, -3.5), (-3.7, 1.1, -3.5)])
+def test_atoms_other_than_ca_move_apart_too(shift: tuple[float, float, float]) -> None:
+    strand = ideal_chain(8)
+    over = {"trans": strand["trans"] + torch.tensor(shift), "rots": strand["rots"]}
+    x = {k: torch.cat([strand[k], over[k]], 1) for k in strand}
+    index = torch.arange(16)[None] + 33 * (torch.arange(16) >= 8)
+    two = torch.zeros(16, 16, dtype=torch.bool)
+    two[:8, 8:] = True
+    before, after = closest(x, two), closest(relax(x, residue_index=index), two)
+    ca = (x["trans"][:, :8, None] - x["trans"][:, None, 8:]).norm(dim=-1).min()
+    assert ca > 3.8 and before < 2.0  # CA atoms alone would not tell
+    assert before + 0.4 < after and after > 2.5
+
+
+def test_hydrogen_bonds_that_are_nearly_there_close() -> None:
+    x = shaken(ideal_chain(20, -57.0, -47.0), 0.25, 0.15, seed=2)
+
+    def n_o(y: Frames) -> Tensor:
+        atoms = atoms_from_frames(y)
+        return (atoms[0, 4:, 0] - atoms[0, :-4, 3]).norm(dim=-1)
+
+    assert n_o(x).max() > 3.6
+    assert n_o(relax(x)).max() < 3.35 and n_o(relax(x)).min() > 2.6
+
+
+def test_a_motif_keeps_its_own_atoms_and_the_peptides_at_its_ends_are_flat() -> None:
+    ideal = ideal_chain(24, -75.0, 130.0)
+    atoms = atoms_from_frames(ideal)
+    fixed = torch.zeros(1, 24, dtype=torch.bool)
+    fixed[:, 8:14] = True
+    g = torch.Generator().manual_seed(1)
+    atoms = torch.where(
+        fixed[..., None, None], atoms + 0.03 * torch.randn(atoms.shape, generator=g), 0.0
+    )  # as measured
+    x = shaken(ideal, 0.35, 0.5, seed=5)
+    for k in x:
+        x[k][:, 8:14] = frames_from_atoms(atoms)[k][:, 8:14]
+    mask = torch.ones(1, 24, dtype=torch.bool)
+
+    def omega(y: Frames) -> Tensor:
+        return torch.rad2deg(
+            torsions(backbone_atoms(y, mask, fixed=fixed, atoms=atoms), mask)["omega"][0][0, :-1].abs()
+        )
+
+    after = relax(x, fixed=fixed, atoms=atoms)
+    written = backbone_atoms(after, mask, fixed=fixed, atoms=atoms)
+    assert torch.equal(written[fixed], atoms[fixed])
+    assert omega(x)[[7, 13]].min() < 150 < 165 < omega(after)[[7, 13]].min()
+    assert omega(after).min() > 150
+    carbonyl = written[0, :-1, 3], written[0, 1:, 0]
+    assert (
+        (carbonyl[0] - carbonyl[1]).norm(dim=-1) - 2.25
+    ).abs().max() < 0.12  # the motif's last O faces the right way
+
+
+def test_atoms_follow_their_frames() -> None:
+    x = ideal_chain(7)
+    coords = atoms_from_frames(x) + 0.1 * torch.randn(1, 7, 4, 3, generator=torch.Generator().manual_seed(0))
+    turn = mf.Uniform(mf.SO3()).sample((), generator=torch.Generator().manual_seed(1))
+    moved = {"trans": x["trans"] @ turn.mT + 5.0, "rots": turn @ x["rots"]}
+    assert (posed(coords, x, moved) - (coords @ turn.mT + 5.0)).abs().max() < 1e-4
