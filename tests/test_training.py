@@ -535,3 +535,14 @@ def test_a_compiled_network_trains_like_the_eager_one_and_is_saved_under_the_sam
         load_file(tmp_path / "compiled/model.safetensors").keys()
         == load_file(tmp_path / "eager/model.safetensors").keys()
     )
+
+
+def test_a_trained_flow_can_be_trained_on(tmp_path: Path) -> None:
+    given = sphere_flow()
+    frozen = next(iter(given.parameters()))
+    frozen.requires_grad_(False)
+    flow = fit(given, batches, config(max_steps=2), out=tmp_path / "one")
+    assert [p.requires_grad for p in flow.parameters()] == [p is not frozen for p in given.parameters()]
+    before = [p.clone() for p in flow.parameters()]
+    after = list(fit(flow, batches, config(max_steps=2), out=tmp_path / "two").parameters())
+    assert torch.equal(before[0], after[0]) and not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -91,6 +91,8 @@ def fit(
                 print(how_to_continue(folder, trainer.global_step), flush=True)
             raise KeyboardInterrupt
         averaged = cast(Module, module.averaged)
+        for mine, given in zip(averaged.parameters(), flow.parameters(), strict=True):
+            mine.requires_grad_(given.requires_grad)  # ready to be trained on, by reflow or by another fit
         if score is not None:
             return checkpoint.load(folder / "model.safetensors", into=averaged)
         return averaged.eval()

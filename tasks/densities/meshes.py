@@ -8,20 +8,23 @@ known, so the scores stand beside the best possible ones.
 """
 
 import argparse
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.progress import Progress
+from torch import Tensor
 
 import manifoldflow as mf
 from manifoldflow.distributions import MeshBumps
 from manifoldflow.manifolds.mesh_shapes import bumpy_sphere_mesh, torus_mesh
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import fit_briefly
+from manifoldflow.tasks.common.seeds import generator_of
+from manifoldflow.training import TrainConfig
 
+Kernel = Literal["biharmonic", "diffusion", "commute"]
 SHAPES: dict[str, Callable[[], mf.Mesh]] = {"torus": torus_mesh, "bumpy": bumpy_sphere_mesh}
 
 
@@ -34,47 +37,61 @@ def load_mesh(name: str) -> mf.Mesh:
     return SHAPES[name]() if name in SHAPES else mf.Mesh.from_file(name)
 
 
-def learn(mesh: mf.Mesh, law: MeshBumps, seconds: float, seed: int, batch: int = 256) -> tuple[mf.Flow, int]:
-    """A flow after so many seconds of training, and its steps."""
+def learn(
+    mesh: mf.Mesh, law: MeshBumps, seconds: float, seed: int, batch: int = 256, most: int = 10**9
+) -> tuple[mf.Flow, int]:
+    """A flow after so many seconds of training (or ``most`` steps), and its steps."""
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    net = mf.nn.TangentMLP(mesh, 128, 4)
-    flow = mf.Flow(mesh, model=net, path=mf.Premetric(steps=20))
-    average = torch.optim.swa_utils.AveragedModel(net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.99))
-    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.0)
-    began, steps, done = time.monotonic(), 0, 0.0
-    with Progress() as progress:
-        bar = progress.add_task("training", total=1.0)
-        while done < 1:
-            for group in optimiser.param_groups:
-                group["lr"] = 2e-3 * 0.5 * (1 + math.cos(math.pi * done))
-            loss = flow.loss(law.sample((batch,), generator=generator), generator=generator)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-            optimiser.step()
-            average.update_parameters(net)
-            steps += 1
-            done = min(1.0, (time.monotonic() - began) / seconds)
-            progress.update(bar, completed=done)
-    net.load_state_dict(average.module.state_dict())
-    return flow.eval(), steps
+    flow = mf.Flow(mesh, model=mf.nn.TangentMLP(mesh, 128, 4), path=mf.Premetric(steps=20))
+    steps = 0
+
+    def draws(start: int) -> Iterator[dict[str, Tensor]]:
+        nonlocal steps
+        while True:
+            steps = start = start + 1
+            yield {"x": law.sample((batch,), generator=generator_of(seed, start))}
+
+    config = TrainConfig(
+        max_steps=most,
+        max_minutes=seconds / 60,
+        learning_rate=2e-3,
+        weight_decay=0.0,
+        warmup_steps=0,
+        schedule="cosine",
+        gradient_clip=5.0,
+        ema=0.99,
+        precision="32-true",
+        validate_every=most,
+        log_every=min(100, most),
+        checkpoint_every=most,
+        seed=seed,
+    )
+    return fit_briefly(flow, draws, config), steps
 
 
-def run(name: str, kernel: Literal["biharmonic", "diffusion", "commute"], seconds: float, seed: int) -> dict[str, Any]:
-    """Train and measure."""
+def run(name: str, kernel: Kernel, seconds: float, seed: int, **less: int) -> dict[str, Any]:
+    """Train and measure.
+
+    Args:
+        name: of the mesh, or its file.
+        kernel: of the premetric.
+        seconds: of training.
+        seed: of everything.
+        less: ``most`` training steps and ``points`` to measure on, to try things out.
+    """
+    points = less.pop("points", 1000)
     mesh = load_mesh(name).with_premetric(kernel)
     began = time.perf_counter()
     mesh.features(mesh.origin((1,)))  # computes the eigenpairs, or reads them from the cache
     eigenpairs = time.perf_counter() - began
     law = MeshBumps.spread(mesh)
-    flow, steps = learn(mesh, law, seconds, seed)
+    flow, steps = learn(mesh, law, seconds, seed, **less)
     generator = torch.Generator().manual_seed(1000 + seed)
-    test = law.sample((500,), generator=generator)
+    test = law.sample((points // 2,), generator=generator)
     with torch.no_grad():
-        made = flow.sample(2000, steps=100, method="midpoint", generator=generator)
+        made = flow.sample(2 * points, steps=100, method="midpoint", generator=generator)
         log_prob = flow.log_prob(test, steps=50, trace_every=1)
-        uniform = mesh.sample_uniform((1000,), generator=generator)
+        uniform = mesh.sample_uniform((points,), generator=generator)
         share = (flow.log_prob(uniform, steps=25, trace_every=1) + mesh.log_volume).exp()
     return {
         "mesh": str(mesh),
@@ -94,19 +111,21 @@ def run(name: str, kernel: Literal["biharmonic", "diffusion", "commute"], second
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mesh", default="torus", help="torus, bumpy, or a closed OBJ or PLY file")
     parser.add_argument("--kernel", choices=("biharmonic", "diffusion", "commute"), default="biharmonic")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=10**9, help="of training, at most")
+    parser.add_argument("--points", type=int, default=1000, help="uniform points that the mass is measured on")
     parser.add_argument("--out", type=Path, help="also write the numbers to this JSON file")
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     if a.seconds <= 0:
         parser.error(f"--seconds must be positive, got {a.seconds}")
     try:
-        row = run(a.mesh, a.kernel, a.seconds, a.seed)
+        row = run(a.mesh, a.kernel, a.seconds, a.seed, most=a.steps, points=a.points)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     for key, value in row.items():

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import manifoldflow as mf
 from manifoldflow.tasks.common.tables import Kept, markdown, spread
 from manifoldflow.tasks.densities.data import EARTH, TORSIONS, load_data
 from manifoldflow.tasks.densities.fitting import TRAINING, fit_density
@@ -88,8 +89,8 @@ def run_one(run: Run, out: Path, evaluation_steps: int, most_test: int, factor: 
     data = load_data(run.data)
     parts = split(data, run.split, run.seed)
     test = parts.test[:most_test]
-    steps = max(1, round(STEPS[run.data.split(":")[0]] * factor))
-    is_torus = run.data not in EARTH
+    steps = max(1, round(STEPS.get(run.data.split(":")[0], 3000) * factor))
+    is_torus = isinstance(data.space, mf.Torus)
     training: TrainConfig = replace(
         TRAINING,
         max_steps=steps,

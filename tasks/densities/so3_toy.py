@@ -25,8 +25,11 @@ from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_
 from manifoldflow.metrics import wasserstein
 from manifoldflow.reflow import ReflowConfig, make_pairs, reflow, straightness, transport_cost
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.seeds import seeds_of
+from manifoldflow.tasks.common.splits import drawn_batches
 from manifoldflow.tasks.common.tables import markdown, spread
+from manifoldflow.training import TrainConfig
 
 SCALE = 0.08
 """Of every mode, in radians."""
@@ -102,20 +105,22 @@ def build(
 
 def train(flow: mf.Flow, data: Tensor, steps: int, batch: int = 512, rate: float = 2e-3, *, seed: int = 0) -> mf.Flow:
     """AdamW with a cosine, averaged weights."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    average = torch.optim.swa_utils.AveragedModel(flow, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
-    for _ in range(steps):
-        rows = torch.randint(0, len(data), (batch,), generator=generator)
-        loss = flow.loss(data[rows], generator=generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        average.update_parameters(flow)
-    averaged: Any = average.module
-    return averaged.eval()
+    config = TrainConfig(
+        max_steps=steps,
+        learning_rate=rate,
+        weight_decay=0.0,
+        warmup_steps=0,
+        schedule="cosine",
+        gradient_clip=0.0,
+        ema=0.995,
+        precision="32-true",
+        validate_every=steps,
+        checkpoint_every=steps,
+        log_every=max(1, steps // 20),
+        seed=seed,
+        progress=False,
+    )
+    return fit_briefly(flow, drawn_batches(len(data), batch, seed, lambda rows, _: {"x": data[rows]}), config)
 
 
 GRIDS = {"4 mid": torch.tensor([0, 0.35, 0.6, 0.8, 1]), "4 late": torch.tensor([0, 0.5, 0.77, 0.92, 1])}
@@ -228,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--modes", choices=["cube", "spread"], default="cube")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--reflow-steps", type=int, default=4000)
+    parser.add_argument("--pairs", type=int, default=40_000, help="of noise and sample, for the reflow")
     parser.add_argument("--count", type=int, default=2025, help="samples in each Wasserstein distance")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
@@ -242,6 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 seed,
                 steps=given.steps,
                 reflow_steps=given.reflow_steps,
+                pairs=given.pairs,
                 count=given.count,
                 kind=given.modes,
                 **options,

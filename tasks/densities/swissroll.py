@@ -24,8 +24,10 @@ from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.metrics import wasserstein
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.seeds import seeds_of
 from manifoldflow.tasks.common.tables import markdown, spread
+from manifoldflow.training import TrainConfig
 
 Kind = Literal["fisher_rao", "linear", "no_sqrt"]
 KINDS: tuple[Kind, ...] = ("fisher_rao", "linear", "no_sqrt")
@@ -157,16 +159,25 @@ def build(kind: Kind) -> mf.Flow:
     return mf.Flow(space, SimplexNet(kind), source=FlatDirichlet())
 
 
-def train(flow: mf.Flow, data: Tensor, steps: int = 2000, learning_rate: float = 1e-3, *, seed: int = 0) -> None:
+def train(flow: mf.Flow, data: Tensor, steps: int = 2000, learning_rate: float = 1e-3, *, seed: int = 0) -> mf.Flow:
     """Full-batch Adam with a constant rate and the last weights, as published."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=learning_rate)
-    for _ in range(steps):
-        loss = flow.loss(data, generator=generator)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    flow.eval()
+    config = TrainConfig(
+        max_steps=steps,
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        warmup_steps=0,
+        schedule="constant",
+        gradient_clip=0.0,
+        ema=0.0,
+        precision="32-true",
+        validate_every=steps,
+        checkpoint_every=steps,
+        log_every=max(1, steps // 20),
+        seed=seed,
+        progress=False,
+    )
+    return fit_briefly(flow, [{"x": data}], config)
 
 
 class Rate(nn.Module):
@@ -252,7 +263,7 @@ def run(kind: Kind, seed: int, *, steps: int = 2000, nll_steps: int = 200, repea
     """Train one model and measure it, see :func:`measure`."""
     torch.manual_seed(seed)
     flow, began = build(kind), time.process_time()
-    train(flow, swiss_roll(), steps, seed=seed)
+    flow = train(flow, swiss_roll(), steps, seed=seed)
     trained = time.process_time()
     row = measure(flow, seed, nll_steps=nll_steps, repeats=repeats)
     return {"train_cpu_s": trained - began, "measure_cpu_s": time.process_time() - trained} | row
