@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from manifoldflow.flow import Flow
-from manifoldflow.state import State, fields, first_tensor, like, map_state, masked_mean, where_mask
+from manifoldflow.state import State, fields, first_tensor, float_dtype, like, map_state, masked_mean, where_mask
+from manifoldflow.training.config import TrainConfig
+from manifoldflow.training.fit import fit
 
 
 class Pairs(NamedTuple):
@@ -278,49 +280,47 @@ def reflow(
             student.path[name] = path.for_pairs(only_start=config.times == "start")
         except ValueError as error:
             raise ValueError(f"field {name!r}: {error}") from None
-    averaged = copy.deepcopy(student).requires_grad_(False)
-    trained = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    warmup = min(100, config.steps)
-
-    def rate(step: int) -> float:
-        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    batches = pairs.batches(config.batch_size, generator=generator)
+    reference = first_tensor(pairs.x0)
     low, high = flow.time_range
-    for step in range(1, config.steps + 1):
-        batch = next(batches)
-        x1 = batch.pop("x")
-        reference = first_tensor(x1)
-        t = None
-        if config.times != "warped":
-            t = u_shaped_times(
-                reference.shape[0],
-                config.sharpness if config.times == "u_shaped" else 0.0,
-                generator=generator,
-                dtype=reference.dtype,
-                device=reference.device,
-            )
+
+    def batches(start: int) -> Iterator[dict[str, Any]]:
+        for batch in pairs.batches(config.batch_size, generator=generator):
+            if config.times == "warped":
+                yield batch
+                continue
+            sharpness = config.sharpness if config.times == "u_shaped" else 0.0
+            size, where = len(first_tensor(batch["x"])), generator.device if generator is not None else reference.device
+            t = u_shaped_times(size, sharpness, generator=generator, dtype=float_dtype(pairs.x0), device=where)
             t = torch.zeros_like(t) if config.times == "start" else low + (high - low) * t
-        loss = student.loss(x1, t=t, generator=generator, **batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
-        optimizer.step()
-        schedule.step()
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(averaged.parameters()), [p.detach() for p in student.parameters()], 1 - decay)
-            for kept, buffer in zip(averaged.buffers(), student.buffers(), strict=True):
-                kept.copy_(buffer)
-        if step % 100 == 0 or step == config.steps:
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"reflow: the loss is {value} at step {step}; lower learning_rate")
-            if callback is not None:
-                callback(step, value)
-    return averaged.eval()
+            yield {**batch, "t": t.to(reference.device)}
+
+    def told(row: dict[str, Any]) -> None:
+        if callback is not None:
+            callback(row["step"], row["loss"])
+
+    device = next((p.device for p in student.parameters()), torch.device("cpu"))
+    # The draws of a step come from its number and this seed, which comes from the generator.
+    where = generator.device if generator is not None else None
+    seed = int(torch.randint(2**31, (), generator=generator, device=where))
+    training = TrainConfig(
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        weight_decay=0.0,
+        warmup_steps=min(100, config.steps),
+        schedule="cosine",
+        gradient_clip=config.gradient_clip,
+        ema=config.ema,
+        precision="32-true" if reference.dtype != torch.float64 else "64-true",
+        log_every=min(100, config.steps),
+        seed=seed,
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=f"{device.index or 0}," if device.type == "cuda" else 1,
+        progress=False,
+    )
+    try:
+        return fit(student, batches, training, out=None, callback=told).to(device)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"reflow: {str(error).split(';')[0]}; lower learning_rate") from None
 
 
 def _take(value: Any, rows: Any) -> Any:

@@ -1,5 +1,6 @@
 """Rectified flow: pairs, straightness against closed forms, and training on the pairs."""
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -302,8 +303,12 @@ def test_bad_input_says_what_to_do(base: mf.Flow) -> None:
         with pytest.raises(ValueError, match=name):
             ReflowConfig(**{name: value})  # type: ignore[arg-type]
     broken = Pairs(pairs.x0, first_tensor(pairs.x1) * math.nan)
-    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+    with pytest.raises(ValueError, match="sample 0 holds NaN"):
         reflow(base, broken, ReflowConfig(steps=2, batch_size=3))
+    diverging = copy.deepcopy(base)
+    diverging.weights = {"x": math.inf}
+    with pytest.raises(FloatingPointError, match=r"reflow: the loss is (inf|nan) at step 1; lower learning_rate"):
+        reflow(diverging, pairs, ReflowConfig(steps=1, batch_size=3))
 
 
 class JointPosterior(nn.Module):

@@ -467,3 +467,55 @@ def test_buffers_of_the_averaged_weights_are_those_of_now_not_averages(tmp_path:
     flow = mf.Flow(SPHERE, Counting())
     made = fit(flow, batches, config(max_steps=7), out=tmp_path)
     assert float(made.model.seen) == float(flow.model.seen) == 7.0
+
+
+# ---------------------------------------------------------------- runs without a folder
+
+
+def test_a_run_without_a_folder_is_the_same_and_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = fit(sphere_flow(), batches, config(), out=tmp_path / "run")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    seen: list[dict[str, Any]] = []
+    bare = fit(sphere_flow(), batches, config(), out=None, callback=seen.append)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), bare.parameters(), strict=True))
+    assert [row["step"] for row in seen] == list(range(1, 21))
+    assert [row["loss"] for row in seen] == [float(row["loss"]) for row in rows(tmp_path / "run")]
+    assert not list((tmp_path / "here").iterdir())
+    with pytest.raises(ValueError, match=r"resume needs out="):
+        fit(sphere_flow(), batches, config(), out=None, resume=True)
+
+
+def test_a_run_without_a_folder_ends_with_its_best_weights(tmp_path: Path) -> None:
+    def scores() -> Callable[[mf.Flow], float]:
+        given = iter([3.0, 1.0, 2.0, 2.0])
+        return lambda flow: next(given)
+
+    c = config(validate_every=5)
+    kept = fit(sphere_flow(), batches, c, out=tmp_path, score=scores())
+    bare = fit(sphere_flow(), batches, c, out=None, score=scores())
+    last = fit(sphere_flow(), batches, c, out=None)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), bare.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(last.parameters(), bare.parameters(), strict=True))
+
+
+def test_a_flow_in_evaluation_mode_is_trained_with_its_dropout(tmp_path: Path) -> None:
+    """``mf.load`` gives it so; a part that somebody put in evaluation mode stays in it."""
+    modes: list[tuple[bool, bool]] = []
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop, self.norm, self.line = nn.Dropout(), nn.LayerNorm(2), nn.Linear(2, 1)
+
+        def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+            modes.append((self.drop.training, self.norm.training))
+            return (self.line(self.norm(self.drop(inputs))).squeeze(-1) - targets).square().mean()
+
+    fit(Net().eval(), points, config(max_steps=1), out=None)
+    half = Net()
+    half.norm.eval()
+    fit(half, points, config(max_steps=1), out=None)
+    assert modes == [(True, True), (True, False)]

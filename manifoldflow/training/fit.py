@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -27,11 +27,12 @@ def fit(
     batches: Batches,
     config: TrainConfig | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None,
     validation: Iterable[Batch] | None = None,
     score: Callable[[Module], float] | None = None,
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
 ) -> Module:
     """Train ``flow`` and leave everything about the run in the folder ``out``.
 
@@ -47,12 +48,13 @@ def fit(
             number of a batch (that of the step, times ``accumulate``) to an endless iterator, which lets a run continue in
             mid-epoch. With several processes, every process gets the same batches, draws the same noise and takes its share.
         config: how to train.
-        out: folder of the run.
+        out: folder of the run; None for a short one that leaves no files and cannot be continued.
         validation: batches for the validation loss, with noise that is the same every time.
         score: what the flow is chosen by, the smaller the better (a validation NLL, say). It is taken of the averaged
             weights every ``validate_every`` steps and at the end; ``model.safetensors`` is then the best, not the last.
         resume: continue the run in ``out`` (start it if there is none).
         facts: kept in the checkpoint beside the configuration (command, data set).
+        callback: called with every row of the curve, ``{"step": 50, "minutes": ..., "loss": ..., ...}``.
 
     A continued run takes the settings given now, whichever changed; the changes are printed and kept in the checkpoint.
 
@@ -71,13 +73,17 @@ def fit(
     from manifoldflow.training.keeper import Keeper, compile_network
     from manifoldflow.training.module import TrainingModule
 
-    config, folder = config or TrainConfig(), Path(out)
-    with locked(folder), _quiet():
-        start = start_of(folder, resume, flow)
+    config, folder = config or TrainConfig(), Path(out) if out is not None else None
+    if folder is None and resume:
+        raise ValueError("resume needs out=, the folder of the run")
+    with locked(folder) if folder is not None else nullcontext(), _quiet():
+        start = start_of(folder, resume, flow) if folder is not None else None
+        if not flow.training:  # as mf.load leaves it; a part that was put in evaluation mode by hand stays
+            flow.train()
         module = TrainingModule(flow, batches, validation, config, dict(facts or {}))
         if config.compile:  # the averaged copy, which is what is saved, stays as written
             compile_network(flow)
-        keeper = Keeper(folder, config, score)
+        keeper = Keeper(folder, config, score, callback)
         trainer = _trainer(config, folder, [keeper, *([Bar(keeper, config)] if config.progress else [])], validation)
         torch.manual_seed(config.seed)
         with keeper.interrupts_between_steps():
@@ -87,18 +93,20 @@ def fit(
                 if not keeper.interrupted:
                     raise
         if keeper.interrupted:
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and folder is not None:
                 print(how_to_continue(folder, trainer.global_step), flush=True)
             raise KeyboardInterrupt
         averaged = cast(Module, module.averaged)
         for mine, given in zip(averaged.parameters(), flow.parameters(), strict=True):
             mine.requires_grad_(given.requires_grad)  # ready to be trained on, by reflow or by another fit
-        if score is not None:
+        if keeper.best_weights:
+            averaged.load_state_dict(keeper.best_weights)
+        elif score is not None and folder is not None:
             return checkpoint.load(folder / "model.safetensors", into=averaged)
         return averaged.eval()
 
 
-def _trainer(config: TrainConfig, folder: Path, callbacks: list[Any], validation: Any) -> "pl.Trainer":
+def _trainer(config: TrainConfig, folder: Path | None, callbacks: list[Any], validation: Any) -> "pl.Trainer":
     """Lightning's trainer for a run.
 
     Raises:

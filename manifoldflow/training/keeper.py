@@ -28,16 +28,25 @@ class Keeper(pl.Callback):
     """Curves and checkpoints.
 
     Args:
-        folder: of the run.
+        folder: of the run; None keeps nothing but the best weights, in memory.
         config: how to train.
         score: what the weights are chosen by.
+        callback: called with every row of the curve.
 
     Attributes:
         shown: latest numbers by name, for the console.
+        best_weights: of a run without a folder.
     """
 
-    def __init__(self, folder: Path, config: TrainConfig, score: Callable[[Any], float] | None) -> None:
-        self.folder, self.config, self.score = folder, config, score
+    def __init__(
+        self,
+        folder: Path | None,
+        config: TrainConfig,
+        score: Callable[[Any], float] | None,
+        callback: Callable[[dict[str, Any]], None] | None,
+    ) -> None:
+        self.folder, self.config, self.score, self.callback = folder, config, score, callback
+        self.best_weights: dict[str, Tensor] = {}
         self.best, self.since_best, self.scored = math.inf, 0, -1
         self.sums: dict[str, Tensor] = {}
         self.count, self.elements, self.clock, self.paused = 0, 0, time.monotonic(), 0.0
@@ -81,8 +90,8 @@ class Keeper(pl.Callback):
         self.updating = True
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._trim(trainer.global_step)
+        if trainer.is_global_zero and self.folder is not None:
+            self._trim(self.folder / "metrics.csv", trainer.global_step)
         self.clock = time.monotonic()
 
     def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
@@ -135,8 +144,8 @@ class Keeper(pl.Callback):
         self.shown |= {"loss": loss, "per_s": speed}
 
     def _stop(self, what: str) -> None:
-        last = self.folder / "last.ckpt"
-        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        last = self.folder / "last.ckpt" if self.folder is not None else Path()
+        kept = f"the last good checkpoint is {last}" if last.is_file() else "there is no checkpoint yet"
         raise FloatingPointError(f"{what}; {kept}. Lower learning_rate or check the data")
 
     def on_validation_start(self, trainer: pl.Trainer, module: Any) -> None:
@@ -187,6 +196,10 @@ class Keeper(pl.Callback):
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:
         if not trainer.is_global_zero:
             return
+        if self.callback is not None:
+            self.callback(dict(row))
+        if self.folder is None:
+            return
         path = self.folder / "metrics.csv"
         rows = read_rows(path)
         names = list(rows[0]) if rows else []
@@ -196,10 +209,9 @@ class Keeper(pl.Callback):
         else:
             write_rows(path, [*rows, {k: str(v) for k, v in row.items()}])
 
-    def _trim(self, step: int) -> None:
+    def _trim(self, path: Path, step: int) -> None:
         """Drop rows beyond the step that a continued run starts from: they will be made again. So is a row of steps that the
         next row counts, too."""
-        path = self.folder / "metrics.csv"
         rows = read_rows(path)
 
         def stays(row: dict[str, str]) -> bool:
@@ -216,6 +228,8 @@ class Keeper(pl.Callback):
         numbers = [*self.sums.values(), *module.flow.parameters()]
         if not bool(torch.stack([v.detach().sum().isfinite().to("cpu") for v in numbers]).all()):
             self._stop(f"the loss or a weight is NaN or infinite at step {trainer.global_step}")
+        if self.folder is None:
+            return
         last = self.folder / "last.ckpt"
         if trainer.is_global_zero:
             with atomic(last) as fresh:
@@ -233,6 +247,9 @@ class Keeper(pl.Callback):
         self.clock += time.monotonic() - began
 
     def _save_model(self, trainer: pl.Trainer, module: Any, more: dict[str, Any]) -> None:
+        if self.folder is None:
+            self.best_weights = {name: value.clone() for name, value in module.averaged.state_dict().items()}
+            return
         facts = {
             **module.facts,
             **more,

@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import tempfile
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,7 +83,7 @@ def configured(kind: type[Config], config: Config | dict[str, Any] | None, what:
 
 
 def fit_briefly(model: Module, batches: Any, config: Any, **options: Any) -> Module:
-    """:func:`manifoldflow.training.fit` for a toy whose run nobody will continue: its folder goes when it is done.
+    """:func:`manifoldflow.training.fit` for a toy whose run nobody will continue: it leaves no files.
 
     Args:
         model: what to train; batches, config, options: as in ``fit``.
@@ -94,5 +93,4 @@ def fit_briefly(model: Module, batches: Any, config: Any, **options: Any) -> Mod
     """
     from manifoldflow.training import fit
 
-    with tempfile.TemporaryDirectory() as folder:
-        return fit(model, batches, config, out=folder, **options)
+    return fit(model, batches, config, out=None, **options)
