@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifoldflow.tasks.proteins.conventions import is_amino_acid
 from manifoldflow.tasks.proteins.records import Atoms
 from manifoldflow.tasks.proteins.structure import MAX_PEPTIDE_BOND
 
@@ -57,7 +58,8 @@ def _repeats(atoms: Atoms, rows: NDArray[np.int64], keys: list[Any]) -> bool:
     """Whether an atom of a residue comes twice in one part."""
     fields = (atoms.number, atoms.icode, atoms.resname, atoms.altloc, atoms.atom, atoms.rank)
     columns = [keys, *(f[rows].tolist() for f in fields)]
-    wanted = atoms.atom[rows] < 3
+    # Ligands may repeat as they like: where a program numbers its solvent, it wraps.
+    wanted = (atoms.atom[rows] < 3) & np.array([is_amino_acid(str(name)) for name in atoms.resname[rows]], bool)
     seen = [item for item, use in zip(zip(*columns, strict=True), wanted, strict=True) if use]
     return len(set(seen)) < len(seen)
 

@@ -7,7 +7,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from manifoldflow.tasks.proteins.reading import SUFFIXES, read_structure, split_suffix
+from manifoldflow.tasks.proteins.records import FARTHEST
 from manifoldflow.tasks.proteins.store import DatasetWriter
 from manifoldflow.tasks.proteins.structure import Chain, read_npz
 
@@ -132,6 +135,9 @@ def _read_all(files: list[Path], workers: int) -> Iterator[tuple[Path, list[Chai
 
 def _unfit(chain: Chain, min_length: int, max_length: int, max_breaks: int) -> str:
     breaks = int(chain.break_after.sum())
+    farthest = float(np.abs(chain.coords).max(initial=0.0))
+    if not farthest <= FARTHEST:  # of an npz; files of other kinds are refused while they are read
+        return "coordinates that are not finite" if np.isnan(farthest) else f"a coordinate beyond {FARTHEST:,.0f} A"
     if len(chain) < min_length:
         return f"{len(chain)} residues, fewer than {min_length}"
     if len(chain) > max_length:

@@ -237,7 +237,7 @@ def _choose(atoms: Atoms, members: NDArray[np.int64]) -> NDArray[np.int64]:
                 continue
             column = atoms.atom[i]
             if row[column] >= 0 and altloc[row[column]] == altloc[i]:
-                if column == 4 or (column == 3 and atoms.rank[i] > 0):
+                if column == 4 or (column == 3 and atoms.rank[i] > 0) or not is_amino_acid(str(name)):
                     continue
                 raise ValueError(
                     f"residue {atoms.name(i)} is listed twice; give the chains distinct ids or residue numbers"

@@ -86,6 +86,13 @@ def test_waters_may_carry_any_number(tmp_path: Path, number: str) -> None:
     assert sizes(file) == [("A", 6)]
 
 
+def test_ligands_with_unlucky_names_may_repeat_as_they_like(tmp_path: Path) -> None:
+    ligand = pdb_lines(helix(1) + 40, residues="LIG", record="HETATM", numbers=[900])
+    for between in ([], ["TER"]):
+        file = write(tmp_path / "x.pdb", pdb_lines(HELIX), between, ligand, ligand, between, ligand)
+        assert sizes(file) == [("A", 6)]
+
+
 def test_a_protein_residue_with_an_unreadable_number_names_its_line(tmp_path: Path) -> None:
     lines = pdb_lines(HELIX)
     lines[9] = lines[9][:22] + "****" + lines[9][26:]

@@ -164,6 +164,24 @@ def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").exists()
 
 
+@pytest.mark.parametrize(("value", "reason"), [(float("nan"), "not finite"), (1e30, "beyond 100,000 A")])
+def test_an_absurd_chain_is_left_out_with_its_reason_and_does_not_end_the_run(
+    tmp_path: Path, value: float, reason: str
+) -> None:
+    coords = torch.cat([walk(60), walk(60, 1)]).numpy()
+    coords[70, 1, 0] = value
+    np.savez(
+        tmp_path / "set.npz",
+        name=["a_A", "b_B"],
+        offset=[0, 60, 120],
+        coords=coords,
+        aatype=np.array(["A"] * 120),
+        break_after=np.zeros(120, bool),
+    )
+    result = prepare([str(tmp_path / "set.npz")], str(tmp_path / "out"))
+    assert result.chains == 1 and [(name, reason in why) for _, name, why in result.rejected] == [("b_B", True)]
+
+
 @pytest.mark.parametrize("others", [["mine.txt"], ["coords.npy.bak", "notes"], [".hidden"]])
 def test_an_older_data_set_is_replaced_but_nothing_else_in_its_folder(folder: Path, others: list[str]) -> None:
     write_dataset([chain("new", 12)], folder)

@@ -269,7 +269,7 @@ def test_rebuilt_oxygen_has_ideal_geometry_whatever_follows() -> None:
     assert np.degrees(np.arccos(cosine)) == pytest.approx(120.4, abs=0.05)
 
 
-def test_bad_npz_names_the_array(tmp_path: Path) -> None:
+def test_bad_npz_names_the_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good: dict[str, Any] = {
         "name": ["a_A"],
         "offset": [0, 2],
@@ -287,6 +287,10 @@ def test_bad_npz_names_the_array(tmp_path: Path) -> None:
         np.savez(tmp_path / "bad.npz", **(good | change))
         with pytest.raises(ValueError, match=reason):
             read_npz(tmp_path / "bad.npz")
+    np.savez_compressed(tmp_path / "bomb.npz", **(good | {"coords": np.zeros((10**6, 4, 3))}))
+    monkeypatch.setattr("manifoldflow.tasks.proteins.structure.LIMIT", 10**7)
+    with pytest.raises(ValueError, match=r"bomb\.npz: not a readable npz file \(unpacks to 0\.1 GB"):
+        read_npz(tmp_path / "bomb.npz")
     np.savez(tmp_path / "bad.npz", name=["a"])
     with pytest.raises(ValueError, match="array 'aatype' is missing"):
         read_npz(tmp_path / "bad.npz")
