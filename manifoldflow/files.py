@@ -11,6 +11,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -115,6 +116,27 @@ def read_bytes(path: str | Path, limit: int = LIMIT) -> bytes:
     """The content of a file, unpacked if it is gzip (:func:`open_bytes`)."""
     with open_bytes(path, limit) as file:
         return file.read()
+
+
+def open_npz(path: str | Path, limit: int = LIMIT) -> Any:
+    """The arrays of an NPZ file, also gzipped, as ``numpy.load`` gives them without pickles; none is read yet.
+
+    Args:
+        path: the file.
+        limit: bytes that its arrays may unpack to, all together.
+
+    Raises:
+        ValueError: it unpacks to more, or is no NPZ (``numpy`` and ``zipfile`` raise their own errors as well).
+    """
+    import numpy as np
+
+    content = io.BytesIO(read_bytes(path, limit))
+    with zipfile.ZipFile(content) as packed:  # a member never gives more than it states
+        size = sum(member.file_size for member in packed.infolist())
+    if size > limit:
+        raise ValueError(f"{path}: unpacks to {size / 1e6:,.0f} MB, more than {limit / 1e6:,.0f}")
+    content.seek(0)
+    return np.load(content, allow_pickle=False)
 
 
 class _Bounded(io.RawIOBase):

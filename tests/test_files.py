@@ -12,9 +12,10 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from manifoldflow.files import atomic, open_text, read_bytes, write_bytes, write_json, write_text
+from manifoldflow.files import atomic, open_npz, open_text, read_bytes, write_bytes, write_json, write_text
 
 CONTENT = b"one\ntwo\n"
 
@@ -280,3 +281,15 @@ except ValueError as error:
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "unpacks to more than 67 MB" in out
     assert int(out.split()[-1]) < 256  # MB
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_arrays_that_unpack_to_too_much_are_refused_before_they_are_read(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, a=np.zeros(10**6), b=np.arange(3))
+    if packed:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    with open_npz(path) as arrays:
+        assert arrays["b"].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"x\.npz: unpacks to 8 MB, more than 1"):
+        open_npz(path, limit=10**6)

@@ -2,14 +2,14 @@
 
 import csv
 import difflib
-import gzip
-import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from manifoldflow.files import open_npz, open_text
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".npz")
 
@@ -104,12 +104,9 @@ def read_table(path: str | Path, keys: Sequence[str] = ()) -> Table:
 
 def _read_text(path: Path) -> Table:
     try:
-        if path.name.lower().endswith(".gz"):
-            with gzip.open(path, "rt", encoding="utf-8-sig") as file:
-                text = file.read()
-        else:
-            text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        with open_text(path) as file:
+            text = file.read()
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path}: cannot be read as text ({error}); is it another format, or cut off?") from None
     kept = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip() and line.lstrip()[0] != "#"]
     if not kept:
@@ -135,14 +132,14 @@ def _read_text(path: Path) -> Table:
 
 def _read_npz(path: Path, keys: Sequence[str]) -> Table:
     try:
-        content = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            content = gzip.decompress(content)
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        with open_npz(path) as file:
             arrays = {name: file[name] for name in file.files if not keys or name.removesuffix("_chain") in keys}
             every = file.files
-    except (zipfile.BadZipFile, EOFError, gzip.BadGzipFile, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as NPZ without pickles, it is damaged or cut off ({error})") from None
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(
+            f"{path}: cannot be read as NPZ without pickles, it is damaged or cut off ({reason})"
+        ) from None
     numeric = {n: a for n, a in arrays.items() if a.dtype.kind in "fiu" and a.ndim}
     if missing := [k for k in keys if k not in numeric]:
         close = difflib.get_close_matches(missing[0], every, n=1)

@@ -1,14 +1,13 @@
 """Protein backbones from files: the shared npz layouts, PDB, mmCIF and BinaryCIF (also gzipped)."""
 
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manifoldflow.files import LIMIT
+from manifoldflow.files import LIMIT, open_npz
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWYX"
 """One-letter codes by index; 20 = X, a residue with a backbone whose parent is not one of the twenty."""
@@ -109,14 +108,11 @@ def read_npz(path: str | Path) -> list[Chain]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with zipfile.ZipFile(path) as packed:
-            size = sum(item.file_size for item in packed.infolist())
-        if size > LIMIT:
-            raise ValueError(f"unpacks to {size / 1e9:.1f} GB, more than {LIMIT / 1e9:.1f}")
-        with np.load(path, allow_pickle=False) as archive:
+        with open_npz(path, LIMIT) as archive:
             data = {key: archive[key] for key in archive.files}
     except Exception as error:  # numpy raises zipfile, zlib, EOF and value errors here
-        raise ValueError(f"{path}: not a readable npz file ({error})") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a readable npz file ({reason})") from error
     missing = sorted({"name", "offset", "coords", "aatype", "break_after"} - data.keys())
     if missing:
         raise ValueError(f"{path}: array {missing[0]!r} is missing; expected name, offset, coords, aatype, break_after")
