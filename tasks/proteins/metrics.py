@@ -20,11 +20,9 @@ C_N = 1.33  # angstrom, the peptide bond
 TOLERANCE = 0.15  # angstrom, both ways
 CLASH = 3.0  # angstrom, between CA atoms at least two residues apart
 ATOM_CLASH = (
-    2.2  # angstrom, between any two backbone atoms that no bond or angle holds; 0.5 % of real chains have such a pair
+    2.2  # angstrom, between two backbone atoms that no bond or angle holds; 1.4 % of real chains have such a pair
 )
-O_N = (
-    2.25  # angstrom, across the peptide bond: O and the next N, both on C; an O on the wrong side is nearer or farther
-)
+O_N = 2.25  # angstrom, O to the next N, both on C; an O on the wrong side of the peptide is farther
 N, CA, C, O = range(4)  # noqa: E741 - the atom's name
 
 

@@ -183,6 +183,9 @@ def test_free_lengths_are_drawn_with_the_seed_and_uniformly(tagged: Path) -> Non
     # Of a given total: all ways are equally likely. 13 = 3 + 10: (6, 4), (7, 3), (8, 2).
     ways = Counter("/".join(map(str, contig.draw(13, seed=s))) for s in range(600))
     assert set(ways) == {"6/A1-3/4", "7/A1-3/3", "8/A1-3/2"} and min(ways.values()) > 160
+    three = read_contig(tagged, "1-3/A1/1-3/A3/1-3")
+    ways = Counter("/".join(map(str, three.draw(8, seed=s))) for s in range(1400))
+    assert len(ways) == 7 and min(ways.values()) > 170 and max(ways.values()) < 230
     for length in (9, 16):
         with pytest.raises(ValueError, match=f"spans 10 to 15 residues, which does not fit a length of {length}"):
             contig.draw(length)
