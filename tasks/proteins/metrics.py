@@ -19,9 +19,8 @@ CA_CA = 3.8  # angstrom, across a trans peptide bond
 C_N = 1.33  # angstrom, the peptide bond
 TOLERANCE = 0.15  # angstrom, both ways
 CLASH = 3.0  # angstrom, between CA atoms at least two residues apart
-ATOM_CLASH = (
-    2.2  # angstrom, between two backbone atoms that no bond or angle holds; 1.4 % of real chains have such a pair
-)
+# Between two backbone atoms that no bond or angle holds; 1.4 % of real chains have a pair that is closer.
+ATOM_CLASH = 2.2  # angstrom
 O_N = 2.25  # angstrom, O to the next N, both on C; an O on the wrong side of the peptide is farther
 N, CA, C, O = range(4)  # noqa: E741 - the atom's name
 
