@@ -1,6 +1,5 @@
 """The commands of the sequence task: what ``manifoldflow train|sample|evaluate dna`` runs."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,9 @@ from rich.progress import Progress
 
 from manifoldflow.files import write_json
 from manifoldflow.guidance import ClassifierFree
-from manifoldflow.tasks.dna.evaluation import compare_sets
+from manifoldflow.tasks.common.runs import command_line, run_folder
+from manifoldflow.tasks.common.tables import show
+from manifoldflow.tasks.dna.evaluation import LEAST_APART, NOTES, P_VALUE, Strands, compare_sets, table_rows
 from manifoldflow.tasks.dna.fitting import fit_flow
 from manifoldflow.tasks.dna.flow import (
     DEFAULT_CHECKPOINT,
@@ -80,7 +81,7 @@ def train(
     classes = ",".join(loaded.classes) if conditional else ""
     shortest = 0 if bool(loaded.mask.all()) else int(loaded.mask.sum(-1).min())
     config = replace(model, length=loaded.tokens.shape[1], classes=classes, shortest=shortest)
-    folder = Path(out or f"runs/dna/{Path(data).name.split('.')[0]}_{config.representation}")
+    folder = Path(out) if out else run_folder("dna", f"{Path(data).name.split('.')[0]}_{config.representation}")
     source = {
         "data": data,
         "unknown": unknown,
@@ -88,7 +89,7 @@ def train(
         "split_seed": split_seed,
         "label_column": label_column,
     }
-    facts = {"command": "manifoldflow " + " ".join(sys.argv[1:]), "source": source, "rows": [len(p) for p in parts]}
+    facts = {"command": command_line(), "source": source, "rows": [len(p) for p in parts]}
     print(
         f"{len(loaded)} sequences of up to {config.length} letters"
         + (f", classes {', '.join(loaded.classes)}" if classes else "")
@@ -168,6 +169,8 @@ def evaluate(
     species: str | None = None,
     label_column: str | None = None,
     split_seed: int = 0,
+    p_value: float = P_VALUE,
+    strands: Strands = "both",
     classifier_steps: int = 1000,
     out: str | None = None,
     data_folder: str | None = None,
@@ -183,7 +186,9 @@ def evaluate(
         species: as in training.
         label_column: as in training, of the data.
         split_seed: as in training.
-        classifier_steps: of the training of the independent classifier.
+        p_value: a site counts from the score on that random letters reach with this probability at a place.
+        strands: where sites count: on both, or on the one as given (promoters have a direction).
+        classifier_steps: of the training of the independent classifiers: one of classes, one of samples against data.
         out: also write the numbers to this JSON file.
         data_folder: where the shared sets lie.
     """
@@ -195,8 +200,20 @@ def evaluate(
             raise ValueError("--motif names motifs of a file: give --motifs too")
         known = read_motifs(motifs)
         chosen = [find_motif(known, name.strip()) for name in motif.split(",")]
-    found = compare_sets(made, real, split(real, split_seed), chosen, classifier_steps=classifier_steps)
-    _print_table(found)
+    found = compare_sets(
+        made,
+        real,
+        split(real, split_seed),
+        chosen,
+        classifier_steps=classifier_steps,
+        p_value=p_value,
+        strands=strands,
+        apart=len(made) >= LEAST_APART,
+    )
+    where = "either strand" if strands == "both" else "the strand as given"
+    about = f"sites: random letters reach their score with probability {p_value:g} a place; on {where}"
+    notes = [f"real: {len(split(real, split_seed).test)} test sequences", *([about] if chosen else []), *NOTES]
+    show(("measure", "samples", "real"), table_rows(found), notes=notes)
     if out is not None:
         write_json(Path(out), found)
 
@@ -208,6 +225,8 @@ def plot(
     motif: str,
     out: str = "profile.png",
     origin: int = 0,
+    p_value: float = P_VALUE,
+    strands: Strands = "both",
     species: str | None = None,
     label_column: str | None = None,
     split_seed: int = 0,
@@ -222,6 +241,8 @@ def plot(
         motif: name of the motif, such as MA0108.2 for TATA boxes.
         out: picture to write.
         origin: place that the axis calls 0; 200 in `promoters`, the start of transcription.
+        p_value: a site counts from the score on that random letters reach with this probability at a place.
+        strands: where sites count: on both, or on the one as given (promoters have a direction).
         species: as in training.
         label_column: as in training, of the data.
         split_seed: as in training.
@@ -232,17 +253,8 @@ def plot(
     made = read_sequences(samples, unknown="drop")
     real = load_set(data, unknown="drop", species=species, label_column=label_column, data_folder=data_folder)
     test = real.rows(split(real, split_seed).test)
-    print(f"wrote {plot_profiles(made, test, find_motif(read_motifs(motifs), motif), out, origin=origin)}")
-
-
-def _print_table(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("measure", "samples", "real test sequences")
-    for name, row in found.items():
-        table.add_row(name, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
-    Console().print(table)
+    options: dict[str, Any] = {"origin": origin, "p_value": p_value, "strands": strands}
+    print(f"wrote {plot_profiles(made, test, find_motif(read_motifs(motifs), motif), out, **options)}")
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {

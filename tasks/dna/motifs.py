@@ -169,6 +169,22 @@ def threshold(
     return float(first - 1 + low.sum() + (len(table) + 1) / 2) / bins_per_bit
 
 
+def site_score(motif: Motif, p_value: float) -> float:
+    """:func:`threshold` of a motif that has sites of this ``p_value`` at all: a short one may have none.
+
+    Raises:
+        ValueError: random letters reach even its best site more often.
+    """
+    least = threshold(motif, p_value)
+    best = float(motif.log_odds().amax(-1).sum())
+    if best < least:
+        raise ValueError(
+            f"motif {motif.identifier} {motif.name} is too short for sites of p_value {p_value:g}: random letters reach its best "
+            f"one with probability {0.25 ** len(motif):.2g} or more; give a larger p_value"
+        )
+    return least
+
+
 def hit_rate(
     tokens: Tensor, motif: Motif, least: float, *, mask: Tensor | None = None, both_strands: bool = True
 ) -> float:

@@ -1,6 +1,6 @@
 """Can a score steer samples to strong motifs and leave the rest as it is? With a gradient, and without one.
 
-    python -m manifoldflow.tasks.dna.oracle_study --checkpoint runs/dna/ctcf_pu1_masking --out oracle.json
+    python -m manifoldflow.tasks.dna.oracle_study --checkpoint dna_ctcf_pu1 --out oracle.json
 
 Unconditional samples of a flow are steered to a motif by its score: by :class:`manifoldflow.guidance.Oracle` through the expected
 score, and by :class:`manifoldflow.guidance.Particles` through the best score of a sequence, of which no gradient is taken. The
@@ -9,7 +9,7 @@ mark is the 90th percentile of the best scores of real test peaks; words of thre
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import manifoldflow as mf
 from manifoldflow.files import write_json
 from manifoldflow.guidance import Oracle, Particles
 from manifoldflow.tasks.common.files import find_shared
-from manifoldflow.tasks.dna.flow import load_flow, sample_tokens, sampler
+from manifoldflow.tasks.dna.flow import DEFAULT_CHECKPOINT, load_flow, sample_tokens, sampler
 from manifoldflow.tasks.dna.metrics import diversity, jensen_shannon, kmer_spectrum
 from manifoldflow.tasks.dna.motifs import Motif, best_hits, find_motif, read_motifs, score_all
 from manifoldflow.tasks.dna.sets import load_set
@@ -57,10 +57,11 @@ def measure(tokens: Tensor, motif: Motif, mark: float, spectra: dict[str, Tensor
     return found | {"diversity": diversity(tokens, generator=torch.Generator().manual_seed(0))}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="flow of the ctcf_pu1 set: a run folder or a model file")
+    parser.add_argument("--checkpoint", default=DEFAULT_CHECKPOINT, help="a name, a run folder or a model file")
+    parser.add_argument("--data", default="ctcf_pu1", help="the set that it was trained on")
     parser.add_argument("--motif", default="MA0139.1")
     parser.add_argument("--motifs", default="jaspar2016_vertebrates.pfm", help="a file, or the name of a shared one")
     parser.add_argument("--label", default="ctcf", help="class whose real peaks give the mark")
@@ -71,10 +72,10 @@ def main() -> None:
     parser.add_argument("--particle_num", type=int, default=200, help="samples by particles")
     parser.add_argument("--count", type=int, default=32, help="particles for each")
     parser.add_argument("--out", type=Path)
-    a = parser.parse_args()
+    a = parser.parse_args(arguments)
     flow, config = load_flow(a.checkpoint)
     motif = find_motif(read_motifs(a.motifs if Path(a.motifs).exists() else find_shared(f"dna/{a.motifs}")), a.motif)
-    real = load_set("ctcf_pu1")
+    real = load_set(a.data)
     parts = split(real)
     train, test = real.rows(parts.train), real.rows(parts.test)
     assert test.labels is not None

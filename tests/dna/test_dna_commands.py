@@ -138,7 +138,14 @@ def test_the_profile_of_a_motif_is_drawn_for_every_class(tmp_path):
     write_fasta(
         tmp_path / "made.fasta", made.tokens, names=[f"s{i} label={made.classes[k]}" for i, k in enumerate(made.labels)]
     )
-    plot(str(tmp_path / "made.fasta"), "planted", str(motifs), "M1", out=str(tmp_path / "deep" / "picture.png"))
+    plot(
+        str(tmp_path / "made.fasta"),
+        "planted",
+        str(motifs),
+        "M1",
+        out=str(tmp_path / "deep" / "picture.png"),
+        p_value=1e-3,
+    )
     picture = imread(tmp_path / "deep" / "picture.png")[..., :3]
     assert picture.std() > 0.05 and len(list((tmp_path / "deep").iterdir())) == 1
 

@@ -151,5 +151,7 @@ def test_the_commonest_place_of_sites_is_found():
     )
     tokens[:100, 23:29] = torch.tensor([3, 0, 3, 0, 0, 0])
     data = SequenceSet([str(i) for i in range(400)], tokens, torch.ones_like(tokens, dtype=torch.bool), None, (), 0)
-    place, share = peak_of_sites(data, box)
+    with pytest.raises(ValueError, match=r"own box is too short for sites of p_value 0.0001"):
+        peak_of_sites(data, box)
+    place, share = peak_of_sites(data, box, 1e-3, both_strands=False)
     assert place == 23 and 0.25 <= share < 0.28
