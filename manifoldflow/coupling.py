@@ -4,6 +4,7 @@ A coupling is called as ``coupling(x0, x1, spaces=..., mask=..., cond=..., gener
 It may permute or rotate x0; it never changes the law of either side.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -63,12 +64,12 @@ class Align:
     """Rotate each source sample onto its data sample: the same law for an isotropic source, shorter and straighter paths.
 
     Args:
-        points: field of 3-D point sets ``(B, N, 3)``, centred, that determines the rotation.
-        frames: fields of rotations (matrices or quaternions) that turn along.
+        points: field of 3-D point sets ``(B, N, 3)``, centred, that determines the rotation; the only such field if absent.
+        frames: fields that turn along; if absent all that do when space is turned (:meth:`Manifold.rotate`).
     """
 
-    points: str = "trans"
-    frames: Sequence[str] = ("rots",)
+    points: str | None = None
+    frames: Sequence[str] | None = None
 
     def __call__(
         self,
@@ -80,23 +81,27 @@ class Align:
         cond: Any = None,
         generator: torch.Generator | None = None,
     ) -> tuple[State, State]:
-        a, b = fields(x0), fields(x1)
-        if self.points not in a:
-            raise ValueError(f"Align: no field {self.points!r} in the state; it has {', '.join(a)}")
-        rotation = kabsch(a[self.points], b[self.points], mask)
-        a[self.points] = a[self.points] @ rotation.mT
-        for name in self.frames:
-            if name in a:
-                a[name] = _turn(rotation, a[name])
+        a, b, space_of = fields(x0), fields(x1), fields(spaces)
+        points = self.points or _only_points(space_of)
+        if points not in a:
+            raise ValueError(f"Align: no field {points!r} in the state; it has {', '.join(a)}")
+        rotation = kabsch(a[points], b[points], mask)
+        turned = [n for n in a if n == points or self.frames is None or n in self.frames]
+        for n in turned:
+            a[n] = space_of[n].rotate(rotation, a[n])
         return like(a, x0), x1
 
 
-def _turn(rotation: Tensor, frames: Tensor) -> Tensor:
-    from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_multiply
+def _only_points(space_of: Mapping[str, Any]) -> str:
+    """The field of 3-vectors.
 
-    if frames.shape[-1] == 4:
-        return quaternion_multiply(matrix_to_quaternion(rotation).unsqueeze(-2), frames)
-    return rotation.unsqueeze(-3) @ frames
+    Raises:
+        ValueError: there is none, or several.
+    """
+    able = [n for n, s in space_of.items() if s.is_linear and s.event_shape == (3,)]
+    if len(able) != 1:
+        raise ValueError(f"Align: say which field holds the points=, one of: {', '.join(able) or 'none has 3-vectors'}")
+    return able[0]
 
 
 def geodesic_cost(
@@ -148,6 +153,12 @@ class MinibatchOT:
         with torch.no_grad():
             cost = geodesic_cost(x0, x1, spaces, self.names, mask)
             key = _strata(mask, cond if self.stratify else None, cost.shape[0])
+            if key is not None and cost.shape[0] > 1 and int(key.max()) + 1 == cost.shape[0]:
+                warnings.warn(
+                    "MinibatchOT: every sample has a mask and condition of its own, so there is nothing to exchange and the "
+                    "coupling is the independent one; a continuous condition needs stratify=False, or bins of it as cond",
+                    stacklevel=2,
+                )
             if key is not None:
                 # A large finite penalty keeps the assignment inside its stratum; the identity is always feasible.
                 far = (key.unsqueeze(0) != key.unsqueeze(1)).to(cost)

@@ -74,6 +74,7 @@ def draw(
     if batch == 0:
         raise ValueError("the batch is empty: it has no samples")
     view = fields(x1)
+    check_names(flow, view)
     nodes = nodes_of(view, flow.fields)
     full = mask if mask is not None else torch.ones(nodes, dtype=torch.bool, device=device)
     pinned = None if flow.pin is None else flow.pin(full, generator)
@@ -148,17 +149,25 @@ def clean_padding(flow: Noised, view: dict[str, Tensor], masks: Mapping[str, Ten
     """Data whose padding holds the origin, whatever it came with: NaN there would reach every gradient."""
     out = {}
     for n, value in view.items():
-        if n not in flow.path:
-            raise ValueError(f"the data have a field {n!r} that the flow lacks; it has {', '.join(flow.path)}")
         chosen = masks[n]
         if chosen is not None:
             space = flow.path[n].space
             rest = space.origin(value.shape[: value.ndim - space.event_ndim], dtype=value.dtype, device=value.device)
             value = where_mask(chosen, value, rest.to(value.dtype))
         out[n] = value
-    if missing := set(flow.path) - set(out):
-        raise ValueError(f"the data lack the fields {sorted(missing)}; the flow has {', '.join(flow.path)}")
     return out
+
+
+def check_names(flow: Noised, view: Mapping[str, Tensor]) -> None:
+    """Raise unless the data have just the fields of the flow.
+
+    Raises:
+        ValueError: says which are too many or too few.
+    """
+    if unknown := [n for n in view if n not in flow.path]:
+        raise ValueError(f"the data have a field {unknown[0]!r} that the flow lacks; it has {', '.join(flow.path)}")
+    if missing := sorted(set(flow.path) - set(view)):
+        raise ValueError(f"the data lack the fields {missing}; the flow has {', '.join(flow.path)}")
 
 
 def spread_pins(of: Mapping[str, Field], pinned: Any) -> dict[str, Tensor | None]:

@@ -189,12 +189,15 @@ def test_elbo_of_the_exact_posterior_is_the_log_probability(predicts):
             total += share * torch.where(weight > 0, weight * value, 0.0)
     truth = -table[x1[:, 0], x1[:, 1]].log()
     assert (total - truth).abs().max() < 1e-4
-    flow.model, n = Each(), 16
+    flow.model, n = Each(), 200
     value, error = flow.elbo(
         x1.repeat_interleave(n, 0), samples=20, generator=torch.Generator().manual_seed(0), return_error=True
     )
-    mean, error = value.reshape(3, n).mean(1), value.reshape(3, n).std(1) / n**0.5
-    assert ((mean + truth).abs() < 4.5 * error + 0.01).all()
+    value, error = value.reshape(3, n), error.reshape(3, n)
+    assert ((value.mean(1) + truth).abs() < 4.5 * value.std(1) / n**0.5).all()
+    # The error of one call is what the calls differ by, or more: even times hid rare values of many nats near t = 1.
+    assert (value.std(1) < 1.3 * error.square().mean(1).sqrt()).all()
+    assert float((value + truth[:, None] > 3 * error).double().mean()) < 0.03  # 0.13 with even times
 
 
 @pytest.mark.parametrize("objective", ["elbo", "cross_entropy"])

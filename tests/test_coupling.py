@@ -128,7 +128,8 @@ def test_align_is_one_rigid_motion_of_points_and_frames(rotations):
         }
         for _ in range(2)
     )
-    out, same = mf.Align()(x0, x1, spaces={})
+    spaces = {"trans": mf.Centered(mf.Euclidean(3)), "rots": rotations}
+    out, same = mf.Align()(x0, x1, spaces=spaces)
     assert same is x1
     assert (torch.cdist(out["trans"], out["trans"]) - torch.cdist(x0["trans"], x0["trans"])).abs().max() < 1e-12
     before, after = ((x["rots"] if x["rots"].ndim == 4 else quaternion_to_matrix(x["rots"])) for x in (x0, out))
@@ -141,7 +142,7 @@ def test_align_is_one_rigid_motion_of_points_and_frames(rotations):
 
 def test_align_without_its_field_says_so():
     with pytest.raises(ValueError, match=r"no field 'trans'.*a, b"):
-        mf.Align()(
+        mf.Align(points="trans")(
             {"a": torch.zeros(1, 2, 3), "b": torch.zeros(1)},
             {"a": torch.zeros(1, 2, 3), "b": torch.zeros(1)},
             spaces={},
@@ -166,3 +167,31 @@ def test_stored_pairs_are_not_coupled_again():
     assert not seen
     flow.loss(x1)
     assert seen
+
+
+def test_strata_of_one_sample_each_are_said_and_tokens_have_a_distance():
+    x0, x1 = torch.rand(6, 2), torch.rand(6, 2)
+    with pytest.warns(UserWarning, match="nothing to exchange"):
+        same, _ = mf.MinibatchOT()(x0, x1, spaces=mf.Torus(2), cond=torch.rand(6))
+    assert torch.equal(same, x0)
+    tokens = mf.Tokens(3)
+    a, b = torch.tensor([[0, 1], [2, 2]]), torch.tensor([[2, 2], [0, 0]])
+    paired, _ = mf.MinibatchOT()(a, b, spaces=tokens)
+    assert torch.equal(paired, a.flip(0))
+
+
+def test_align_turns_every_field_that_turns_with_space():
+    spaces = {"pos": mf.Centered(mf.Euclidean(3)), "rot": mf.SO3(), "kind": mf.Tokens(3), "load": mf.Euclidean(1)}
+    g = torch.Generator().manual_seed(0)
+    x1 = {
+        "pos": spaces["pos"].center(torch.randn(2, 5, 3, generator=g)),
+        "rot": mf.SO3().sample_uniform((2, 5), generator=g),
+        "kind": torch.randint(3, (2, 5), generator=g),
+        "load": torch.randn(2, 5, 1, generator=g),
+    }
+    turn = mf.SO3().sample_uniform((2,), generator=g)
+    x0 = {**x1, "pos": x1["pos"] @ turn.mT.mT, "rot": turn.mT.unsqueeze(1) @ x1["rot"]}
+    made, _ = mf.Align()(x0, x1, spaces=spaces)
+    assert all((made[n] - x1[n]).abs().max() < 1e-5 for n in x1)
+    with pytest.raises(ValueError, match="say which field"):
+        mf.Align()({"a": x1["load"]}, {"a": x1["load"]}, spaces={"a": mf.Euclidean(1)})

@@ -86,6 +86,10 @@ class Tokens:
         """Tokens as they are: they have no mean."""
         return x
 
+    def rotate(self, rotation: Tensor, x: Tensor) -> Tensor:
+        """Tokens as they are: they do not turn."""
+        return x
+
     def dist(self, x: Tensor, y: Tensor) -> Tensor:
         """1 where two tokens differ, 0 where they are equal, ``(...)``: summed over a sequence, the Hamming distance."""
         return (x != y).to(torch.get_default_dtype())

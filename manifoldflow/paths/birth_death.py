@@ -262,15 +262,12 @@ class BirthDeath(Path):
             _log_binomial(born.unsqueeze(-1).to(p.dtype), most, f.unsqueeze(-1).to(p.dtype)).add(p.log()).logsumexp(-1)
         )
 
-    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """One trajectory at falling ``times``, ``(T, *x1.shape)``: every unit of ``x1`` is taken away once."""
-        seen, x, before = [], x1, torch.ones((), dtype=times.dtype, device=times.device)
-        for t in times.unbind(0):
-            k = self.schedule.k(t)
-            x = self._thin(x, k / before.clamp_min(1e-30), generator)
-            seen.append(x)
-            before = k
-        return torch.stack(seen)
+    def certain(self, x1: Tensor, x: Tensor) -> Tensor:
+        """Logits of the data, or the number whose softplus is what is missing."""
+        if self.predicts == "logits":
+            return super().certain(x1, x)
+        missing = (x1 - x).to(torch.float64)
+        return missing + torch.log(-torch.expm1(-missing).clamp_max(-1e-30))
 
     def _leaps(self, shift: Tensor | None, how: Jumps) -> bool:
         """Whether the number of births is Poisson.

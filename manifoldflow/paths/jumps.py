@@ -332,13 +332,6 @@ class UniformJump(Path):
         """Clean tokens drawn from a prediction, those that are known already put back."""
         return self.known(draw_categorical(self.logits(pred, x, t), generator=generator), x)
 
-    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """One trajectory to ``x1``, ``(T, *x1.shape)``: every token has one time at which it becomes that of the data."""
-        start = self.source.sample(tuple(x1.shape), generator=generator, device=x1.device)
-        u = torch.rand(x1.shape, generator=generator, dtype=times.dtype, device=x1.device)
-        k = self.schedule.k(times).reshape(-1, *(1,) * x1.ndim)
-        return torch.where(u < k, x1, start)
-
     def _may_change(self, x: Tensor) -> Tensor:
         return torch.ones_like(x, dtype=torch.bool)
 

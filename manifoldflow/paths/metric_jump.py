@@ -189,14 +189,6 @@ class MetricJump(UniformJump):
         to_y = torch.where(s >= 1, (every == y.unsqueeze(-1)).to(to_y.dtype), to_y)
         return (p * to_y).sum(-1).log()
 
-    def bridge(self, x1: Tensor, times: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Not here: a token moves several times.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("MetricJump has no conditional trajectories in closed form")
-
     def _check_how(self, how: Jumps) -> None:
         if how.has_corrector or how.order != "random":
             raise ValueError("MetricJump takes leap, temperature and top_p of Jumps, no corrector and no order")

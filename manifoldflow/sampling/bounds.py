@@ -1,5 +1,6 @@
 """Bounds on the log-probability of tokens, and of states of tokens and points."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,11 +57,15 @@ def mixed_bound(
 ) -> tuple[Tensor, Tensor]:
     r"""See :meth:`manifoldflow.Flow.log_prob_bound`: the bound of a state of tokens and points, and its standard error.
 
-    Given a whole trajectory :math:`z_{0:1}` of the tokens the points follow an ordinary differential equation, which can be
-    solved backward from the data. So with trajectories drawn from the conditional process of the tokens
+    Of the sampler with these steps: given the tokens at all of its times, :math:`z_0, \dots, z_n`, the points follow an ordinary
+    differential equation, which can be solved backward from the data. So with trajectories drawn from q, the conditional process
+    of the tokens given the data,
 
-    .. math:: \log p(x_1, z_1) \ge E_{z_{0:1} | z_1} \Big[ \log p_0(x_0) - \int_0^1 \mathrm{div}\, v(x_t, z_t, t)\, dt
-        - \int_0^1 D(u_t(\cdot | z_t, z_1), \hat u_t(\cdot | x_t, z_t))\, dt \Big].
+    .. math:: \log p(x_n, z_n) \ge E_q \Big[ \log p_0(x_0) - \int_0^1 \mathrm{div}\, v(x_t, z_t, t)\, dt
+        + \sum_i \log \frac{p(z_{i+1} | z_i, x_i)}{q(z_{i+1} | z_i, z_n)} \Big].
+
+    The jumps have to be scored where they happen: the points on the way depend on all of the tokens' trajectory, so the mean over
+    the times of a jump that :meth:`manifoldflow.Flow.elbo` uses is not allowed here.
     """
     first, view = first_tensor(x), fields(x)
     moving = [n for n in view if flow.path[n].is_flow]
@@ -68,48 +73,46 @@ def mixed_bound(
     masks = {n: flow.fields[n].spread(mask) for n in view}
     dtype = float_dtype(x)
     latest = 0.99 if any(flow.path[n].has_pole() for n in moving) else 1.0
-    clock = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=first.device)
-    grid = (1 - clock.square()).to(dtype)  # falling, and finest at the data, where the tokens' part changes most
+    left = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=first.device)
+    grid = (1 - left.square()).to(dtype)  # rising, and finest at the data
+    spaces = {n: flow.path[n].space for n in moving}
+    shapes = {n: tuple(v.shape[: v.ndim - flow.path[n].space.event_ndim]) for n, v in view.items()}
     values = []
     for _ in range(samples):
-        u = torch.rand(steps, dtype=dtype, device=first.device, generator=generator)
-        inside = grid[1:] + u * (grid[:-1] - grid[1:])
-        paths = {n: flow.path[n].bridge(view[n], inside, generator=generator) for n in tokens}
-        at = {n: view[n] for n in moving}
+        start = draw_source(flow, shapes, masks=masks, generator=generator, dtype=dtype, device=first.device)
+        states = [{n: start[n] for n in tokens}]
         total: Any = torch.zeros(first.shape[0], dtype=torch.float64, device=first.device)
-        for i, when in enumerate(inside.unbind(0)):
-            held = {n: where_mask(masks[n], paths[n][i], view[n]) for n in tokens}
+        for t, s in pairwise(grid.unbind(0)):
+            now, after = states[-1], {}
+            for n in tokens:
+                path, known = flow.path[n], flow.path[n].certain(view[n], states[-1][n])
+                after[n] = path.advance(known, now[n], t, s, mask=masks[n], generator=generator).x
+                drawn = path.log_prob(known, now[n], after[n], t, s).double()
+                total = total - per_element(drawn, masks[n], first)
+            states.append(after)
+        at = {n: view[n] for n in moving}
+        for i in range(steps - 1, -1, -1):
+            held = {n: where_mask(masks[n], states[i][n], view[n]) for n in tokens}
 
             def velocity(part: State, t: Tensor, held: dict[str, Tensor] = held) -> State:
                 made = fields(flow.velocity({**held, **fields(part)}, t, mask=mask, cond=cond, names=moving))
                 return {n: made[n] for n in moving}
 
-            spaces = {n: flow.path[n].space for n in moving}
-            start, end = grid[i].clamp_max(latest), grid[i + 1].clamp_max(latest)
-            half = 0.5 * (end - start)
-            v = fields(velocity(at, start))
+            end, begin = grid[i + 1].clamp_max(latest), grid[i].clamp_max(latest)
+            half = 0.5 * (begin - end)
+            v = fields(velocity(at, end))
             middle = {n: spaces[n].exp(at[n], half * v[n]) for n in moving}
-            pushed, div = divergence(
-                velocity,
-                spaces,
-                middle,
-                start + half,
-                kind=kind,
-                mask=mask,
-                generator=generator,
-            )
+            pushed, div = divergence(velocity, spaces, middle, end + half, kind=kind, mask=mask, generator=generator)
             total = total + (2 * half * div).double()
-            time = when.expand(first.shape[0])
+            back = {n: spaces[n].transport(middle[n], fields(pushed)[n], at[n]) for n in moving}
+            at = {n: spaces[n].exp(at[n], 2 * half * back[n]) for n in moving}
+            time = grid[i].expand(first.shape[0])
             shown = {n: flow.fields[n].time(time) for n in view} if flow.clocks is not None else time
-            pred = fields(flow.predict({**held, **middle}, shown, mask=mask, cond=cond))
+            pred = fields(flow.predict({**held, **at}, shown, mask=mask, cond=cond))
             for n in tokens:
-                point = flow.path[n].point(held[n], time, view[n])
-                part = per_element(flow.path[n].bound(pred[n], point).double(), masks[n], first)
-                total = total - (grid[i] - grid[i + 1]).double() * part
-            back = fields(pushed)
-            at = {n: spaces[n].exp(at[n], 2 * half * spaces[n].transport(middle[n], back[n], at[n])) for n in moving}
-        part_flow = {n: view[n] for n in moving}
-        values.append(total + source_log_prob(flow, at, part_flow, mask))
+                made = flow.path[n].log_prob(pred[n], states[i][n], states[i + 1][n], grid[i], grid[i + 1])
+                total = total + per_element(made.double(), masks[n], first)
+        values.append(total + source_log_prob(flow, at, {n: view[n] for n in moving}, mask))
     stacked = torch.stack(values)
     return stacked.mean(0).to(dtype), standard_error(stacked).to(dtype)
 

@@ -173,14 +173,14 @@ class Likelihoods:
     ) -> Any:
         r"""A lower bound on the log-density of any state in nats: tokens bounded, points exact, added.
 
-        The trajectory of the tokens is drawn from their conditional process, the points are carried back along the flow beside
-        it, and the divergences of both are added up (:func:`manifoldflow.sampling.log_prob.mixed_bound`). A state of points
+        Trajectories of the tokens are drawn from their conditional process, the points are carried back along the flow beside
+        them, and the log-probabilities of both are added up (:func:`manifoldflow.sampling.bounds.mixed_bound`). A state of points
         alone gives :meth:`log_prob`, one of tokens alone :meth:`elbo`.
 
         Args:
             x: state ``(B, ...)`` per field.
             samples: trajectories of the tokens.
-            steps: of the points' solver; its error falls as 1 / steps.
+            steps: of the sampler whose law is bounded, and of the points' solver.
             divergence: as for :meth:`log_prob`.
             mask: bool ``(B, N)`` of real elements.
             cond: condition for the model.
