@@ -46,9 +46,9 @@ def prepare(
     ``rejected.csv`` of the data set. The data set appears under its name only when complete.
 
     Args:
-        inputs: file (.pdb, .ent, .cif, .mmcif, .bcif, also .gz; .npz in our layout) or folder, searched recursively;
+        inputs: file (.pdb, .ent, .pqr, .cif, .mmcif, .bcif, also .gz; .npz in our layout) or folder, searched recursively;
             several as a list, such as [a.cif,structures/].
-        out: folder of the data set; an older data set there is replaced.
+        out: folder of the data set; an older data set there is replaced, a folder with anything else in it is refused.
         min_length: chains with fewer residues are left out.
         max_length: chains with more residues are left out.
         max_breaks: chains with more breaks (missing residues) are left out.
