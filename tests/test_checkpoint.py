@@ -86,6 +86,26 @@ def test_weights_of_any_flow_can_be_read_into_one_of_the_same_shape(tmp_path: Pa
     assert "do not fit the flow" in message and "size mismatch" in message and mf.__version__ in message
 
 
+@pytest.mark.parametrize("change, word", [("left out", "Missing key"), ("added", "Unexpected key")])
+def test_a_weight_that_is_missing_or_left_over_is_an_error(tmp_path: Path, change: str, word: str) -> None:
+    path = mf.save(sphere_flow(), tmp_path / "s.safetensors")
+    weights = load_file(path)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+    if change == "left out":
+        weights.pop(max(weights))
+    else:
+        weights["model.another"] = torch.zeros(2)
+    save_file(weights, path, metadata=metadata)
+    message = fails(path, into=sphere_flow())
+    assert "do not fit the flow" in message and word in message
+
+
+@pytest.mark.parametrize("name", ["pt", "another-library-1", "manifoldflow", "MANIFOLDFLOW-CHECKPOINT-1", ""])
+def test_a_file_of_another_format_is_refused_by_the_name_of_ours(saved: Path, name: str) -> None:
+    assert "not a manifoldflow checkpoint" in fails(altered(saved, format=name))
+
+
 def test_a_run_folder_and_the_short_name_of_an_embedded_model_are_loaded(tmp_path, monkeypatch):
     named = mf.load("proteins")
     mf.save(named, tmp_path / "run" / "model.safetensors")
