@@ -233,6 +233,27 @@ def test_a_changed_learning_rate_moves_the_weights_as_it_says(tmp_path: Path) ->
         assert 0.1 * rate < step < 3 * rate, (name, step)
 
 
+def test_a_run_that_goes_on_with_more_batches_a_step_takes_that_many_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+
+    def numbered(start: int) -> Iterator[dict[str, Tensor]]:
+        for number, item in enumerate(batches(start), start):
+            given.append(number)
+            yield item
+
+    used_for: list[int] = []
+    real = mf.Flow.loss_of
+    monkeypatch.setattr(mf.Flow, "loss_of", lambda self, draw: (used_for.append(0), real(self, draw))[1])
+    fit(sphere_flow(), numbered, config(max_steps=7), out=tmp_path)
+    assert len(used_for) == 7
+    given.clear()
+    fit(sphere_flow(), numbered, config(max_steps=9, accumulate=3), out=tmp_path, resume=True)
+    assert len(used_for) == 7 + 6 and given[0] == 21
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 9
+
+
 def test_a_run_that_goes_on_unchanged_has_no_changes_on_record(tmp_path: Path) -> None:
     for stop in (5, 5):
         fit(sphere_flow(), batches, config(max_steps=stop), out=tmp_path, resume=True)

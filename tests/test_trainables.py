@@ -519,3 +519,25 @@ def test_a_flow_in_evaluation_mode_is_trained_with_its_dropout(tmp_path: Path) -
     half.norm.eval()
     fit(half, points, config(max_steps=1), out=None)
     assert modes == [(True, True), (True, False)]
+
+
+class Conditional(nn.Module):
+    """A network that adds a condition which all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mf.nn.TangentMLP(SPHERE, width=8, depth=1)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        return SPHERE.to_tangent(x, self.net(x, t) + cond)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "32-true", "bf16-mixed"])
+def test_conditions_that_all_samples_share_train_in_any_precision(precision: str) -> None:
+    torch.manual_seed(0)
+    item = {**batch(0), "cond": mf.Shared(torch.tensor([0.1, 0.2, 0.3, 0.4]))}
+    flow = mf.Flow(SPHERE, Conditional())
+    c = config(max_steps=3, precision=precision, validate_every=2)
+    made = fit(flow, [item], c, out=None, validation=[item])
+    assert {p.dtype for p in made.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
+    assert item["cond"].value.dtype == item["x"].dtype == torch.float32

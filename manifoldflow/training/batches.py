@@ -14,6 +14,18 @@ from manifoldflow.training.trainable import Batch, size_of
 
 Batches = Iterable[Batch] | Callable[[int], Iterator[Batch]]
 
+
+class Carried:
+    """A batch on its way through Lightning, which may not enter frozen parts of it; the module moves and converts it whole.
+
+    Args:
+        batch: the batch.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+
+
 LOOK_EVERY = 500
 """Batches between two looks at the data."""
 
@@ -49,12 +61,12 @@ class Endless:
         self.batches, self.start, self.seed, self.workers = batches, start, seed, workers
         self.check, self.look = check, look
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Carried]:
         for number, batch in enumerate(self._all(), self.start):
             self.check(batch)
             if number == self.start or number % LOOK_EVERY == 0:
                 self.look(batch, number)
-            yield batch
+            yield Carried(batch)
 
     def _all(self) -> Iterator[Batch]:
         if not callable(self.batches):
@@ -130,12 +142,12 @@ class Repeatable:
     def __init__(self, batches: Iterable[Batch], check: Callable[[Batch], Any]) -> None:
         self.batches, self.check = batches, check
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Carried]:
         empty = True
         for batch in self.batches:
             empty = False
             self.check(batch)
-            yield batch
+            yield Carried(batch)
         if empty:
             raise ValueError("no validation batches: give a list or a loader, which can be read again and again")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from manifoldflow.state import batch_shared_by
-from manifoldflow.training.batches import Batches, Endless, Repeatable, look, seed_of
+from manifoldflow.training.batches import Batches, Carried, Endless, Repeatable, look, seed_of
 from manifoldflow.training.config import TrainConfig
 from manifoldflow.training.trainable import (
     Batch,
@@ -25,6 +25,9 @@ from manifoldflow.training.trainable import (
     size_of,
     tensors,
 )
+
+TRUE_DTYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Precisions in which the weights themselves are of another dtype, and so are the batches."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -69,19 +72,19 @@ class TrainingModule(pl.LightningModule):
         """Wall time of the run so far, continued runs included."""
         return self.minutes_before + (time.monotonic() - self.began) / 60
 
-    def train_dataloader(self) -> Iterable[Batch]:
+    def train_dataloader(self) -> Iterable[Carried]:
         c = self.config
         start = self.global_step * c.accumulate
         return Endless(self._batches, start, c.seed, c.workers, self._check, partial(look, self.flow))
 
-    def val_dataloader(self) -> Iterable[Batch]:
+    def val_dataloader(self) -> Iterable[Carried]:
         return [] if self._validation is None else Repeatable(self._validation, self._check)
 
     def _check(self, batch: Batch) -> None:
         arguments_of(batch, self.keys)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return _moved(batch, device)
+    def transfer_batch_to_device(self, batch: Carried, device: torch.device, dataloader_idx: int) -> Batch:
+        return _moved(batch.batch, device, TRUE_DTYPES.get(str(self.trainer.precision)))
 
     def on_fit_start(self) -> None:
         # Counted on the host: the average asks for the count at every step, and must not wait for the device.
@@ -205,17 +208,20 @@ def share(drawn: Any, rank: int, world: int) -> Any:
     return cut(drawn) if size >= world else drawn
 
 
-def _moved(value: Any, device: torch.device) -> Any:
-    """A batch on another device: the tensors of mappings, sequences and dataclasses, frozen ones too."""
+def _moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """A batch on another device: the tensors of mappings, sequences and dataclasses, frozen ones too.
+
+    Floating point numbers become ``dtype`` where one is given.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, dtype if value.is_floating_point() else None, non_blocking=True)
     if isinstance(value, Mapping):
-        return {key: _moved(v, device) for key, v in value.items()}
+        return {key: _moved(v, device, dtype) for key, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_make"):
-        return type(value)._make(_moved(v, device) for v in value)  # type: ignore[attr-defined]
+        return type(value)._make(_moved(v, device, dtype) for v in value)  # type: ignore[attr-defined]
     if isinstance(value, tuple | list):
-        return type(value)(_moved(v, device) for v in value)
+        return type(value)(_moved(v, device, dtype) for v in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = {f.name: _moved(getattr(value, f.name), device) for f in dataclasses.fields(value) if f.init}
+        inner = {f.name: _moved(getattr(value, f.name), device, dtype) for f in dataclasses.fields(value) if f.init}
         return dataclasses.replace(value, **inner)
     return value
