@@ -1,5 +1,6 @@
 """Pages whose text lives beside the code it describes, so that it exists once: the site shows that file instead of the stub."""
 
+import ast
 import posixpath
 import re
 from pathlib import Path
@@ -15,9 +16,38 @@ SHOWN = {
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
+NAMES = re.compile(r"^<!-- names: (?P<module>\S+)(?P<full> full)?(?: except (?P<left_out>.+?))? -->$", re.MULTILINE)
+
+
+def with_names(markdown: str) -> str:
+    """``<!-- names: MODULE [full] [except A B] -->`` becomes an entry for every name in ``__all__`` of a package.
+
+    So a page of the reference never lacks a name. Without ``full`` a class is shown without its methods.
+    """
+
+    def entries(found: re.Match[str]) -> str:
+        left_out = (found["left_out"] or "").split()
+        names = [name for name in public_names(found["module"]) if name not in left_out]
+        options = "" if found["full"] else "\n    options:\n      members: []"
+        return "\n\n".join(f"::: {found['module']}.{name}{options}" for name in names)
+
+    return NAMES.sub(entries, markdown)
+
+
+def public_names(module: str) -> list[str]:
+    """``__all__`` of a package, read without importing it."""
+    tree = ast.parse((ROOT / module.replace(".", "/") / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    raise ValueError(f"{module} has no __all__")
+
+
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Replace the stub of a page by its file, with links that work from ``docs/``."""
     source = SHOWN.get(page.file.src_uri)
+    if page.file.src_uri.startswith("api/"):
+        return with_names(markdown)
     if source is None:
         return LINK.sub(lambda link: _relink(link, "docs"), markdown)
     text = (ROOT / source).read_text(encoding="utf-8")

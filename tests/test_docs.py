@@ -1,6 +1,7 @@
 """What the documentation shows works: its code runs, its command lines parse, its links and pictures exist."""
 
 import argparse
+import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from manifoldflow import cli
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 TASK = ROOT / "tasks" / "proteins"
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "tasks").glob("*/README.md"))]
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "tasks").glob("*/README.md"))]
 FENCE = re.compile(
     r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
@@ -119,8 +120,15 @@ def test_relative_links_and_pictures_exist(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation_and_every_entry_exists() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    entries = [file for entry in config["nav"] for file in entry.values()]
-    assert sorted(entries) == sorted(p.name for p in (ROOT / "docs").glob("*.md"))
+
+    def files(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        return [file for part in (entry if isinstance(entry, list) else entry.values()) for file in files(part)]
+
+    folder = ROOT / "docs"
+    shown = sorted(str(p.relative_to(folder)) for kind in ("*.md", "*.ipynb") for p in folder.rglob(kind))
+    assert sorted(files(config["nav"])) == shown
     assert all((ROOT / hook).is_file() for hook in config["hooks"])
 
 
@@ -151,3 +159,18 @@ def test_config_file_of_the_large_model_is_accepted_and_builds() -> None:
     flow = build(parsed.model.as_dict())
     millions = sum(p.numel() for p in flow.parameters()) / 1e6
     assert f"{millions:.1f} million parameters" in (TASK / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    import manifoldflow as mf
+
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None and spec.loader is not None
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    text = "\n".join(hooks.with_names(page.read_text()) for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = re.findall(r"^::: \S*?(\w+)$", text, re.MULTILINE)
+    shown += [name for line in re.findall(r"members: \[(.*)\]", text) for name in line.split(", ")]
+    missing = set(mf.__all__) - set(shown) - {"__version__", "guidance", "nn"}
+    assert not missing, f"no page of docs/api shows {sorted(missing)}"
+    assert len(shown) > 150
