@@ -1,6 +1,8 @@
 """Pages whose text lives beside the code it describes, so that it exists once: the site shows that file instead of the stub."""
 
 import ast
+import importlib.util
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -43,11 +45,28 @@ def public_names(module: str) -> list[str]:
     raise ValueError(f"{module} has no __all__")
 
 
+def on_files(files: Any, *, config: Any) -> Any:
+    """Every notebook is a page as well, with a link to the notebook itself."""
+    from mkdocs.structure.files import File
+
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "docs" / "run_notebooks.py")
+    assert spec is not None and spec.loader is not None
+    notebooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebooks)
+    for path in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        title, _, rest = notebooks.to_markdown(json.loads(path.read_text(encoding="utf-8"))).partition("\n")
+        text = f"{title}\n\n[This page as a notebook]({path.name})\n{rest}"
+        files.append(File.generated(config, f"notebooks/{path.stem}.md", content=text))
+    return files
+
+
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     """Replace the stub of a page by its file, with links that work from ``docs/``."""
     source = SHOWN.get(page.file.src_uri)
     if page.file.src_uri.startswith("api/"):
         return with_names(markdown)
+    if page.file.src_uri.startswith("notebooks/"):
+        return markdown
     if source is None:
         return LINK.sub(lambda link: _relink(link, "docs"), markdown)
     text = (ROOT / source).read_text(encoding="utf-8")
@@ -61,6 +80,8 @@ def _relink(link: re.Match[str], folder: str) -> str:
     for page, source in SHOWN.items():
         if path == source:
             path = f"docs/{page}"
+    if path.startswith("docs/notebooks/") and path.endswith(".ipynb"):
+        path = path.removesuffix(".ipynb") + ".md"  # its page
     if path.startswith("docs/"):
         return f"{picture}[{label}]({path.removeprefix('docs/')}{anchor or ''})"
     return label if label.strip("`") == path else f"{label} (`{path}`)"

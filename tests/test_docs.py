@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +128,9 @@ def test_every_page_is_in_the_navigation_and_every_entry_exists() -> None:
         return [file for part in (entry if isinstance(entry, list) else entry.values()) for file in files(part)]
 
     folder = ROOT / "docs"
-    shown = sorted(str(p.relative_to(folder)) for kind in ("*.md", "*.ipynb") for p in folder.rglob(kind))
-    assert sorted(files(config["nav"])) == shown
+    shown = [p.relative_to(folder) for p in folder.rglob("*.md")]
+    shown += [p.relative_to(folder).with_suffix(".md") for p in folder.rglob("*.ipynb")]  # pages made of notebooks
+    assert sorted(files(config["nav"])) == sorted(map(str, shown))
     assert all((ROOT / hook).is_file() for hook in config["hooks"])
 
 
@@ -174,3 +176,11 @@ def test_every_public_name_is_in_the_reference() -> None:
     missing = set(mf.__all__) - set(shown) - {"__version__", "guidance", "nn"}
     assert not missing, f"no page of docs/api shows {sorted(missing)}"
     assert len(shown) > 150
+
+
+def test_the_home_page_names_every_extra_and_every_page() -> None:
+    home = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert not [name for name in extras if f"`{name}`" not in home]
+    pages = [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "index.md"]
+    assert not [page for page in pages if f"({page})" not in home]

@@ -6,14 +6,11 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import nn
-
 import manifoldflow as mf
 from manifoldflow.checkpoint import find_checkpoint, read_metadata
 from manifoldflow.tasks.common.files import safe_name
 
 Config = TypeVar("Config")
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def command_line() -> str:
@@ -80,17 +77,3 @@ def configured(kind: type[Config], config: Config | dict[str, Any] | None, what:
         return kind(**(config or {}))
     except TypeError as error:
         raise ValueError(f"{what} configuration: {str(error).split('__init__() ')[-1]}") from None
-
-
-def fit_briefly(model: Module, batches: Any, config: Any, **options: Any) -> Module:
-    """:func:`manifoldflow.training.fit` for a toy whose run nobody will continue: it leaves no files.
-
-    Args:
-        model: what to train; batches, config, options: as in ``fit``.
-
-    Returns:
-        The model with its averaged weights, in evaluation mode.
-    """
-    from manifoldflow.training import fit
-
-    return fit(model, batches, config, out=None, **options)

@@ -20,9 +20,8 @@ import manifoldflow as mf
 from manifoldflow.distributions import MeshBumps
 from manifoldflow.manifolds.mesh_shapes import bumpy_sphere_mesh, torus_mesh
 from manifoldflow.tasks.common.files import write_json
-from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.seeds import generator_of
-from manifoldflow.training import TrainConfig
+from manifoldflow.training import TrainConfig, fit
 
 Kernel = Literal["biharmonic", "diffusion", "commute"]
 SHAPES: dict[str, Callable[[], mf.Mesh]] = {"torus": torus_mesh, "bumpy": bumpy_sphere_mesh}
@@ -66,7 +65,7 @@ def learn(
         checkpoint_every=most,
         seed=seed,
     )
-    return fit_briefly(flow, draws, config), steps
+    return fit(flow, draws, config, out=None), steps
 
 
 def run(name: str, kernel: Kernel, seconds: float, seed: int, **less: int) -> dict[str, Any]:

@@ -25,11 +25,10 @@ from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_
 from manifoldflow.metrics import wasserstein
 from manifoldflow.reflow import ReflowConfig, make_pairs, reflow, straightness, transport_cost
 from manifoldflow.tasks.common.files import write_json
-from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.seeds import seeds_of
 from manifoldflow.tasks.common.splits import drawn_batches
 from manifoldflow.tasks.common.tables import markdown, spread
-from manifoldflow.training import TrainConfig
+from manifoldflow.training import TrainConfig, fit
 
 SCALE = 0.08
 """Of every mode, in radians."""
@@ -120,7 +119,7 @@ def train(flow: mf.Flow, data: Tensor, steps: int, batch: int = 512, rate: float
         seed=seed,
         progress=False,
     )
-    return fit_briefly(flow, drawn_batches(len(data), batch, seed, lambda rows, _: {"x": data[rows]}), config)
+    return fit(flow, drawn_batches(len(data), batch, seed, lambda rows, _: {"x": data[rows]}), config, out=None)
 
 
 GRIDS = {"4 mid": torch.tensor([0, 0.35, 0.6, 0.8, 1]), "4 late": torch.tensor([0, 0.5, 0.77, 0.92, 1])}

@@ -24,10 +24,9 @@ from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.metrics import wasserstein
 from manifoldflow.tasks.common.files import write_json
-from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.seeds import seeds_of
 from manifoldflow.tasks.common.tables import markdown, spread
-from manifoldflow.training import TrainConfig
+from manifoldflow.training import TrainConfig, fit
 
 Kind = Literal["fisher_rao", "linear", "no_sqrt"]
 KINDS: tuple[Kind, ...] = ("fisher_rao", "linear", "no_sqrt")
@@ -177,7 +176,7 @@ def train(flow: mf.Flow, data: Tensor, steps: int = 2000, learning_rate: float =
         seed=seed,
         progress=False,
     )
-    return fit_briefly(flow, [{"x": data}], config)
+    return fit(flow, [{"x": data}], config, out=None)
 
 
 class Rate(nn.Module):
