@@ -47,8 +47,9 @@ def _parts(atoms: Atoms, rows: NDArray[np.int64], is_blank: bool) -> list[Hashab
         several = len(set(segments)) > 1
         return segments if several and not _bonded(atoms, rows, segments) else one
     both = list(zip(segments, blocks, strict=True))
-    restarts = list(_restarts(atoms, rows))
-    for keys in (segments, blocks, both, restarts):
+    # Files of many chains begin the alphabet again: A, B, ..., Z, A.
+    stretches = np.concatenate([[0], (np.diff(rows) > 1).cumsum()]).tolist()
+    for keys in (segments, blocks, both, stretches, list(_restarts(atoms, rows))):
         if not _repeats(atoms, rows, keys):
             return list(keys)
     return mixed if is_blank else one

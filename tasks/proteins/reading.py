@@ -88,7 +88,7 @@ def _chains(path: Path, atoms: Atoms, model: int, wanted: Collection[str] | None
     _check_coordinates(atoms, table, path)
     table = table[_in_chain(atoms, table)]
     if not len(table):
-        raise ValueError(f"{path}: no protein residues with N, CA and C{_why_none(missing)}")
+        raise ValueError(f"{path}: no protein residues with N, CA and C{_why_none(atoms)}")
     owner = atoms.chain[table[:, 0]]
     found = list(dict.fromkeys(owner.tolist()))
     absent = [chain for chain in wanted or () if chain not in found]
@@ -197,10 +197,12 @@ def _missing(atoms: Atoms, table: NDArray[np.int64]) -> dict[str, int]:
     return count
 
 
-def _why_none(missing: dict[str, int]) -> str:
-    if not missing:
+def _why_none(atoms: Atoms) -> str:
+    if not (atoms.atom == 1).any():
         return ""
-    return " (its amino acids lack some of them: a trace of CA atoms alone does not say where N and C are)"
+    if not np.isin(atoms.atom, (0, 2)).any():
+        return " (a trace of CA atoms alone does not say where N and C are)"
+    return " (each of its amino acids lacks one of them)"
 
 
 def _positions(atoms: Atoms) -> NDArray[np.int64]:
@@ -229,9 +231,9 @@ def _positions(atoms: Atoms) -> NDArray[np.int64]:
 def _choose(atoms: Atoms, members: NDArray[np.int64]) -> NDArray[np.int64]:
     """The atoms of the best (residue type, alternate location) at one position, -1 where an atom is missing."""
     altloc = atoms.altloc
-    best, best_score = np.full(len(BACKBONE) + 1, -1), (-1, -1.0)
+    best, best_score, twice = np.full(len(BACKBONE) + 1, -1), (-1, -1.0), None
     for name, location in dict.fromkeys((atoms.resname[i], altloc[i]) for i in members):
-        row = np.full(len(BACKBONE) + 1, -1)
+        row, again = np.full(len(BACKBONE) + 1, -1), None
         for i in members:
             if atoms.resname[i] != name or altloc[i] not in (location, ""):
                 continue
@@ -239,15 +241,17 @@ def _choose(atoms: Atoms, members: NDArray[np.int64]) -> NDArray[np.int64]:
             if row[column] >= 0 and altloc[row[column]] == altloc[i]:
                 if column == 4 or (column == 3 and atoms.rank[i] > 0) or not is_amino_acid(str(name)):
                     continue
-                raise ValueError(
-                    f"residue {atoms.name(i)} is listed twice; give the chains distinct ids or residue numbers"
-                )
+                again = i
             if row[column] < 0 or altloc[i] == location:
                 row[column] = i
         present = row[:4][row[:4] >= 0]
         score = (len(present), float(atoms.occupancy[present].mean()) if len(present) else 0.0)
         if score > best_score:
-            best, best_score = row, score
+            best, best_score, twice = row, score, again
+    if twice is not None and (best[:3] >= 0).all():
+        raise ValueError(
+            f"residue {atoms.name(twice)} is listed twice; give the chains distinct ids or residue numbers"
+        )
     return best
 
 

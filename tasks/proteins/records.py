@@ -170,18 +170,14 @@ def _fixed(line: str, where: int, block: int, is_wide: bool) -> tuple[Any, ...] 
 def _words(line: str, where: int, block: int) -> tuple[Any, ...] | None:
     """A line of PQR: record, serial, atom, residue, chain or none, number, x, y, z, charge, radius."""
     words = line.split()
-    if len(words) not in (10, 11):
-        raise ValueError(f"line {where}: {len(words)} words, a PQR line has 10, or 11 with a chain")
+    found = re.fullmatch(r"(-?\d+)([A-Za-z]?)", words[-6]) if len(words) in (10, 11) else None
+    coord = tuple(_number(word, float("nan")) for word in words[-5:-2])
+    if found is None or not np.isfinite(coord).all():
+        return _fixed(line, where, block, is_wide=False)  # words that touch stand in the columns of PDB
     known = ATOMS.get(words[2])
     if known is None or words[3] in WATERS:
         return None
     chain = words[4] if len(words) == 11 else ""
-    found = re.fullmatch(r"(-?\d+)([A-Za-z]?)", words[-6])
-    coord = tuple(_number(word, float("nan")) for word in words[-5:-2])
-    if found is None or not np.isfinite(coord).all():
-        if not is_amino_acid(words[3]):
-            return None
-        raise ValueError(f"line {where}: cannot read number and coordinates in {' '.join(words[-6:-2])!r}")
     text = ("", words[3], chain, int(found[1]), found[2], "")
     return (where, words[0] == "HETATM", *known, *text, block, coord, 1.0, 0.0)
 

@@ -91,6 +91,8 @@ def test_ligands_with_unlucky_names_may_repeat_as_they_like(tmp_path: Path) -> N
     for between in ([], ["TER"]):
         file = write(tmp_path / "x.pdb", pdb_lines(HELIX), between, ligand, ligand, between, ligand)
         assert sizes(file) == [("A", 6)]
+    acid = [atom_line(n, "ACA", "A", 901, (50, 0, 0)) for n in ("C", "O")] * 2  # an amino acid by name, not by atoms
+    assert sizes(write(tmp_path / "x.pdb", pdb_lines(HELIX), acid)) == [("A", 6)]
 
 
 def test_a_protein_residue_with_an_unreadable_number_names_its_line(tmp_path: Path) -> None:
@@ -132,6 +134,14 @@ def test_one_id_for_two_chains_is_told_apart_where_its_residues_repeat(tmp_path:
         assert np.abs(read_structure(file)[1].coords - FAR).max() < 1e-3
     offset = write(tmp_path / "o.pdb", pdb_lines(HELIX, numbers=range(3, 9)), pdb_lines(FAR, numbers=range(1, 7)))
     assert [size for _, size in sizes(offset)] == [6, 6]
+
+
+def test_chain_ids_that_begin_again_are_other_chains(tmp_path: Path) -> None:
+    for length in (1, 4):  # of one residue there are no numbers that fall
+        x = helix(length)
+        parts = [pdb_lines(x + 30 * k, chain=c, numbers=range(5, 5 + length)) for k, c in enumerate("ABAB")]
+        found = read_structure(write(tmp_path / "x.pdb", *parts))
+        assert sorted(c.chain_id for c in found) == ["A", "B", "C", "D"] and [len(c) for c in found] == [length] * 4
 
 
 def test_ter_at_a_gap_does_not_end_a_chain_that_has_an_id(tmp_path: Path) -> None:
@@ -221,6 +231,14 @@ def test_pqr_is_read_by_words(tmp_path: Path, chain: str) -> None:
     (found,) = read_structure(write(tmp_path / "x.pqr", ["REMARK 1 PQR", *rows]))
     assert (found.sequence, found.chain_id, found.resnum[0]) == ("HHHHHH", chain, -2)
     assert np.abs(found.coords - HELIX).max() < 1e-3
+
+
+def test_pqr_whose_words_touch_is_read_by_columns(tmp_path: Path) -> None:
+    far = HELIX - np.array([120.0, 150.0, 110.0])
+    rows = [line[:54] + "  -0.416 1.8240" for line in pdb_lines(far, numbers=range(1001, 1007))]
+    rows += ["ATOM      1    C STP     1     -26.417  62.269-123.283    0.00     3.30"]
+    (found,) = read_structure(write(tmp_path / "x.pqr", rows))
+    assert (len(found), found.chain_id) == (6, "A") and np.abs(found.coords - far).max() < 1e-3
 
 
 def test_bytes_that_editors_leave_do_not_hide_the_first_residue(tmp_path: Path) -> None:
