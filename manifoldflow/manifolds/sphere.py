@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +38,8 @@ class Sphere(Manifold):
     """
 
     dim: int
+
+    steps_by_projection: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:

@@ -21,6 +21,10 @@ class Views:
     has_walls: ClassVar[bool] = False
     """There is a boundary that trajectories must not cross, see :meth:`without_flux`."""
 
+    steps_by_projection: ClassVar[bool] = False
+    """Tangents are velocities of the coordinates, and :meth:`project` is smooth and cheap: integrators may step in the space
+    around and project, which keeps their order, as a field v goes on outside as v(project(x))."""
+
     any_vector_is_tangent: ClassVar[bool] = False
     """:meth:`to_tangent` changes nothing, so it need not be called."""
 

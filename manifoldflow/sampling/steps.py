@@ -3,9 +3,11 @@ r"""Integrators of a velocity field on manifolds: one step from time t to s, in 
 Each takes ``velocity(x, t) -> tangent state``, the spaces, the state and the two times, and returns the next state. A
 state may have several named fields; every field moves in its own space, all with the same velocity call.
 
-The fourth-order step is the classical Runge-Kutta method in normal coordinates around the current point: with
-:math:`x = \exp_{x_n}(w)` the field becomes :math:`w' = (d\exp_{x_n})_w^{-1} v`, an ordinary differential equation in one
-flat space, so the order is kept exactly (Munthe-Kaas 1999, generalised from groups to any manifold with ``dexp_inv``).
+On spheres steps are those of the space around, with a projection after every stage: the field v goes on outside as
+v(project(x)), a smooth field whose trajectories from the sphere stay on it, so every order is kept. Elsewhere the fourth-order step
+is the classical Runge-Kutta method in normal coordinates around the current point: with :math:`x = \exp_{x_n}(w)` the field becomes
+:math:`w' = (d\exp_{x_n})_w^{-1} v`, an ordinary differential equation in one flat space, so the order is kept exactly
+(Munthe-Kaas 1999, generalised from groups to any manifold with ``dexp_inv``).
 """
 
 from collections.abc import Callable
@@ -21,22 +23,6 @@ Velocity = Callable[[State, Tensor], State]
 Step = Callable[[Velocity, Any, State, Tensor, Tensor], State]
 
 
-def _combine(spaces: Any, scale: Tensor, *terms: tuple[float, State]) -> State:
-    """scale * sum of weight_i * tangent_i, field by field."""
-    out = {}
-    for name in fields(terms[0][1]):
-        parts = [(weight, fields(tangent)[name]) for weight, tangent in terms]
-        total = parts[0][1] if parts[0][0] == 1 else parts[0][0] * parts[0][1]
-        for weight, tangent in parts[1:]:
-            total = torch.add(total, tangent, alpha=weight)
-        out[name] = expand_time(scale, total, fields(spaces)[name].tangent_ndim) * total
-    return like(out, terms[0][1])
-
-
-def _exp(spaces: Any, x: State, u: State) -> State:
-    return map_state(lambda space, a, b: space.exp(a, b), fields_like(spaces, x), x, u)
-
-
 def fields_like(spaces: Any, x: State) -> Any:
     """The spaces in the shape of the state (a bare space for a bare tensor)."""
     return like(fields(spaces), x)
@@ -48,41 +34,85 @@ def euler(velocity: Velocity, spaces: Any, x: State, t: Tensor, s: Tensor) -> St
     if isinstance(x, Tensor) and isinstance(v, Tensor):
         # The commonest case, kept free of dictionaries: a step of a small batch costs little more than its launches.
         return fields(spaces)[SINGLE].exp(x, (s - t) * v)
-    return _exp(spaces, x, _combine(spaces, s - t, (1.0, v)))
+    return _moved_by_exp(spaces, x, s - t, v)
+
+
+def _moved_by_exp(spaces: Any, x: State, scale: Tensor, v: State) -> State:
+    return map_state(
+        lambda space, a, u: space.exp(a, expand_time(scale, u, space.tangent_ndim) * u), fields_like(spaces, x), x, v
+    )
 
 
 def midpoint(velocity: Velocity, spaces: Any, x: State, t: Tensor, s: Tensor) -> State:
-    """Geodesic midpoint, order 2: the velocity of the half step, transported back to x."""
+    """Midpoint, order 2: the velocity of the half step, taken at x."""
     h = s - t
-    middle = _exp(spaces, x, _combine(spaces, h, (0.5, velocity(x, t))))
-    v = velocity(middle, t + 0.5 * h)
-    v = map_state(lambda space, m, u, a: space.transport(m, u, a), fields_like(spaces, x), middle, v, x)
-    return _exp(spaces, x, _combine(spaces, h, (1.0, v)))
+    middle = _moved(spaces, x, 0.5 * h, velocity(x, t))
+    return _moved(spaces, x, h, _taken(spaces, middle, velocity(middle, t + 0.5 * h), x))
 
 
 def heun(velocity: Velocity, spaces: Any, x: State, t: Tensor, s: Tensor) -> State:
-    """Geodesic Heun, order 2: the mean of both ends' velocities, the second transported back to x."""
+    """Heun, order 2: the mean of both ends' velocities, the second taken at x."""
     h = s - t
     first = velocity(x, t)
-    end = _exp(spaces, x, _combine(spaces, h, (1.0, first)))
-    second = velocity(end, s)
-    second = map_state(lambda space, m, u, a: space.transport(m, u, a), fields_like(spaces, x), end, second, x)
-    return _exp(spaces, x, _combine(spaces, h, (0.5, first), (0.5, second)))
+    end = _moved(spaces, x, h, first)
+    second = _taken(spaces, end, velocity(end, s), x)
+    return _moved(spaces, x, 0.5 * h, map_state(torch.add, first, second))
 
 
 def rk4(velocity: Velocity, spaces: Any, x: State, t: Tensor, s: Tensor) -> State:
-    """Fourth order: Runge-Kutta in normal coordinates at x, four velocity calls."""
+    """Fourth order: the classical Runge-Kutta method, four velocity calls."""
     h = s - t
+    half = 0.5 * h
 
-    def slope(w: State, time: Tensor) -> State:
-        v = velocity(_exp(spaces, x, w), time)
-        return map_state(lambda space, a, b, u: space.dexp_inv(a, b, u), fields_like(spaces, x), x, w, v)
+    def slope(scale: Tensor, k: State, time: Tensor) -> State:
+        return _pulled(spaces, x, scale, k, velocity(_moved(spaces, x, scale, k), time))
 
     k1 = velocity(x, t)
-    k2 = slope(_combine(spaces, h, (0.5, k1)), t + 0.5 * h)
-    k3 = slope(_combine(spaces, h, (0.5, k2)), t + 0.5 * h)
-    k4 = slope(_combine(spaces, h, (1.0, k3)), s)
-    return _exp(spaces, x, _combine(spaces, h, (1 / 6, k1), (1 / 3, k2), (1 / 3, k3), (1 / 6, k4)))
+    k2 = slope(half, k1, t + half)
+    k3 = slope(half, k2, t + half)
+    k4 = slope(h, k3, s)
+    return _moved(spaces, x, h / 6, map_state(_weighted, k1, k2, k3, k4))
+
+
+def _weighted(k1: Tensor, k2: Tensor, k3: Tensor, k4: Tensor) -> Tensor:
+    return torch.add(k1 + k4, k2 + k3, alpha=2)
+
+
+def _moved(spaces: Any, x: State, scale: Tensor, k: State) -> State:
+    """Where ``scale * k`` leads."""
+    if isinstance(x, Tensor) and isinstance(k, Tensor):
+        return _move_one(fields(spaces)[SINGLE], x, scale, k)
+    return map_state(lambda space, a, u: _move_one(space, a, scale, u), fields_like(spaces, x), x, k)
+
+
+def _move_one(space: Any, x: Tensor, scale: Tensor, k: Tensor) -> Tensor:
+    if space.steps_by_projection and scale.ndim == 0 and k.dtype == x.dtype:
+        return space.project(torch.addcmul(x, k, scale.to(x.dtype)))
+    return space.exp(x, expand_time(scale, k, space.tangent_ndim) * k)
+
+
+def _taken(spaces: Any, y: State, v: State, x: State) -> State:
+    """A velocity at y as one at x."""
+    return map_state(
+        lambda space, b, u, a: u if space.steps_by_projection else space.transport(b, u, a),
+        fields_like(spaces, x),
+        y,
+        v,
+        x,
+    )
+
+
+def _pulled(spaces: Any, x: State, scale: Tensor, k: State, v: State) -> State:
+    """A velocity where ``scale * k`` leads, in the coordinates in which the step is straight."""
+    return map_state(
+        lambda space, a, u, b: (
+            b if space.steps_by_projection else space.dexp_inv(a, expand_time(scale, u, space.tangent_ndim) * u, b)
+        ),
+        fields_like(spaces, x),
+        x,
+        k,
+        v,
+    )
 
 
 METHODS: dict[str, Step] = {"euler": euler, "midpoint": midpoint, "heun": heun, "rk4": rk4}
