@@ -132,11 +132,14 @@ class Manifold(Laws, Views):
         :math:`e_k`, and the covector :math:`d_k` that takes the k-th coordinate of a tangent's rate of change.
 
         Returns:
-            Moves ``(..., dim, *event)`` and duals ``(..., dim, *tangent_event)``. Both are :meth:`tangent_basis` here, which
-            is right wherever tangents are velocities of points and the metric is that of the surrounding space.
+            Moves ``(..., dim, *event)`` and duals ``(..., dim, *tangent_event)``. Here for tangents that are velocities of
+            points: the frame and its dual in the coordinates, the same where the metric is that of the surrounding space.
         """
         basis = self.tangent_basis(x)
-        return basis, basis
+        if self.has_ambient_metric:
+            return basis, basis
+        rows = basis.flatten(-self.tangent_ndim)
+        return basis, torch.linalg.solve(rows @ rows.mT, rows).reshape(basis.shape)
 
     def log_volume_element(self, x: Tensor) -> Tensor:
         r""":math:`\log\sqrt{\det g}` in the coordinates in which the sum of :meth:`frame_moves` is the divergence, ``(...)``.
@@ -144,7 +147,10 @@ class Manifold(Laws, Views):
         0 wherever that sum is the Riemannian divergence already. In general
         :math:`\mathrm{div}\, v = \sum_k \langle d_k, D_{m_k} v\rangle + D_v \log\sqrt{\det g}`.
         """
-        return torch.zeros(x.shape[: x.ndim - self.event_ndim], dtype=x.dtype, device=x.device)
+        if self.has_ambient_metric or type(self).frame_moves is not Manifold.frame_moves:
+            return torch.zeros(x.shape[: x.ndim - self.event_ndim], dtype=x.dtype, device=x.device)
+        rows = self.tangent_basis(x).flatten(-self.tangent_ndim)
+        return -0.5 * torch.linalg.slogdet(rows @ rows.mT)[1]
 
     def rate(self, x: Tensor, u: Tensor) -> Tensor:
         """The velocity of the coordinates of a point that moves with the tangent ``u``, ``(..., *event)``.

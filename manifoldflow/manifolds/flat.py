@@ -13,6 +13,7 @@ class Flat:
     """Mixin for spaces whose tangents are the velocities of the coordinates, with the plain inner product everywhere."""
 
     any_vector_is_tangent: ClassVar[bool] = True
+    has_ambient_metric: ClassVar[bool] = True
 
     def rate(self, x: Tensor, u: Tensor) -> Tensor:
         return u

@@ -50,6 +50,7 @@ class Mesh(Manifold):
     pairs: int = 100
     tau: float | None = None
     is_homogeneous: ClassVar[bool] = False
+    has_ambient_metric: ClassVar[bool] = True
     dim: ClassVar[int] = 2  # type: ignore[misc]
 
     def __post_init__(self) -> None:

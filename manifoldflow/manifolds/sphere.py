@@ -40,6 +40,7 @@ class Sphere(Manifold):
     dim: int
 
     steps_by_projection: ClassVar[bool] = True
+    has_ambient_metric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.dim < 1:

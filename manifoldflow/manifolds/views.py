@@ -21,6 +21,9 @@ class Views:
     has_walls: ClassVar[bool] = False
     """There is a boundary that trajectories must not cross, see :meth:`without_flux`."""
 
+    has_ambient_metric: ClassVar[bool] = False
+    """Tangents are velocities of the coordinates, with the inner product of the surrounding space."""
+
     steps_by_projection: ClassVar[bool] = False
     """Tangents are velocities of the coordinates, and :meth:`project` is smooth and cheap: integrators may step in the space
     around and project, which keeps their order, as a field v goes on outside as v(project(x))."""
