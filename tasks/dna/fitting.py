@@ -130,6 +130,10 @@ class Classifier(nn.Module):
         """Logits ``(B, classes)``."""
         return self.last(self.features(x, mask))
 
+    def loss_of(self, tokens: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The cross-entropy of classes ``(B,)``, nats."""
+        return nn.functional.cross_entropy(self(tokens, mask), labels)
+
 
 def fit_classifier(
     train: SequenceSet, val: SequenceSet, *, steps: int = 1500, batch_size: int = 128, seed: int = 0, width: int = 64
@@ -142,28 +146,40 @@ def fit_classifier(
     if train.labels is None or val.labels is None:
         raise ValueError("a classifier needs sequences with classes")
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     net = Classifier(len(train.classes), width)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    best, kept = 0.0, {k: v.clone() for k, v in net.state_dict().items()}
-    for step in range(1, steps + 1):
-        rows = torch.randint(len(train), (batch_size,), generator=generator)
-        tokens = train.tokens[rows]
-        turned = torch.rand(batch_size, 1, generator=generator) < 0.5
+    labels, marks = train.labels, val.labels
+
+    def make(rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         mask = _mask(train, rows)
+        turned = torch.rand(batch_size, 1, generator=generator) < 0.5
+        tokens = train.tokens[rows]
         tokens = torch.where(turned, reverse_complement(tokens, mask), tokens)
-        loss = nn.functional.cross_entropy(net(tokens, mask), train.labels[rows])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        if step % max(1, steps // 5) == 0:
-            score = accuracy(net, val, val.labels)
-            if score > best:
-                best, kept = score, {k: v.clone() for k, v in net.state_dict().items()}
-    net.load_state_dict(kept)
-    return net.eval(), best
+        batch = {"tokens": tokens, "labels": labels[rows]}
+        return batch if mask is None else batch | {"mask": mask}
+
+    best = 0.0
+
+    def errors(net: Classifier) -> float:
+        nonlocal best
+        right = accuracy(net, val, marks)
+        best = max(best, right)
+        return 1 - right
+
+    config = TrainConfig(
+        max_steps=steps,
+        learning_rate=2e-3,
+        schedule="cosine",
+        warmup_steps=steps // 5,
+        ema=0.99,
+        precision="32-true",
+        validate_every=max(1, steps // 5),
+        log_every=min(50, steps),
+        checkpoint_every=steps,
+        seed=seed,
+        progress=False,
+    )
+    net = fit(net, drawn_batches(len(train), batch_size, seed, make), config, out=None, score=errors)
+    return net, best
 
 
 @torch.no_grad()

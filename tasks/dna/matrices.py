@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from manifoldflow.tasks.dna.alphabet import allowed_letters
+
 SITES = 20.0
 """Sites that a matrix of probabilities stands for where nothing says how many (as in MEME): the weight of the pseudocount."""
 
@@ -57,6 +59,27 @@ class Motif:
         if len(background) != 4 or min(background) <= 0 or abs(sum(background) - 1) > 1e-6:
             raise ValueError(f"background must be four frequencies above 0 of sum 1, got {tuple(background)}")
         return torch.log2(self.probabilities(pseudocount) / torch.tensor(background, dtype=torch.float64))
+
+    @classmethod
+    def from_consensus(cls, name: str, letters: str, share: float = 0.85) -> "Motif":
+        """A motif from IUPAC letters, such as RGGAAGTG.
+
+        Args:
+            name: also its identifier.
+            letters: of the places.
+            share: probability of the letters that a code allows, in equal parts; the others get the rest.
+
+        Raises:
+            ValueError: a letter that is no code, or a share outside of (0, 1).
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share must lie between 0 and 1, got {share}")
+        rows = []
+        for allowed in allowed_letters(letters).tolist():
+            some = sum(allowed)
+            rest = 0.0 if some == 4 else (1 - share) / (4 - some)
+            rows.append(tuple((0.25 if some == 4 else share / some) if a else rest for a in allowed))
+        return cls(name, name, tuple(rows))  # type: ignore[arg-type]
 
     def reverse_complement(self) -> "Motif":
         """The same site read on the other strand."""

@@ -25,6 +25,9 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import write_json
+from manifoldflow.tasks.common.runs import fit_briefly
+from manifoldflow.tasks.common.splits import drawn_batches
+from manifoldflow.training import TrainConfig
 
 POSITIONS = 4
 MODELS = ("dirichlet", "fisher_rao", "masking", "uniform", "linear")
@@ -82,22 +85,28 @@ def build(kind: str, categories: int, most: float) -> mf.Flow:
 
 def train(flow: mf.Flow, law: Tensor, steps: int, batch: int, seed: int) -> mf.Flow:
     """Adam with a falling rate and clipped gradients; the weights returned are an average of the last ones."""
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    average = torch.optim.swa_utils.AveragedModel(flow, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
     space = flow.spaces
-    for _ in range(steps):
+
+    def make(_: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         tokens = torch.multinomial(law, batch, replacement=True, generator=generator).T.contiguous()
-        x = tokens if isinstance(space, mf.Tokens) else space.one_hot(tokens)  # type: ignore[union-attr]
-        optimiser.zero_grad()
-        flow.loss(x, generator=generator).backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(flow)
-    trained: mf.Flow = average.module.eval()  # type: ignore[assignment]
-    return trained
+        return {"x": tokens if isinstance(space, mf.Tokens) else space.one_hot(tokens)}  # type: ignore[union-attr]
+
+    config = TrainConfig(
+        max_steps=steps,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        warmup_steps=0,
+        schedule="cosine",
+        ema=0.995,
+        precision="32-true",
+        validate_every=steps,
+        log_every=min(100, steps),
+        checkpoint_every=steps,
+        seed=seed,
+        progress=False,
+    )
+    return fit_briefly(flow, drawn_batches(1, 1, seed, make), config)
 
 
 def divergence_of(tokens: Tensor, law: Tensor) -> float:

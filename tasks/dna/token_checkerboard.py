@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import atomic, write_json
+from manifoldflow.tasks.common.runs import fit_briefly
+from manifoldflow.tasks.common.splits import drawn_batches
+from manifoldflow.training import TrainConfig
 
 SIDE, FIELDS = 128, 4
 ENTROPY = math.log(SIDE * SIDE / 2)
@@ -69,19 +72,28 @@ def run(kind: str, steps: int, batch: int, count: int, seed: int) -> tuple[dict[
     path = mf.Masking(**options) if space.mask else mf.UniformJump(own_evidence=True, **options)
     flow = mf.Flow(space, PairNet(space.size), path=path)
     flow.time_range = (0.0, 1 - 1e-3)
-    optimiser = torch.optim.Adam(flow.parameters(), lr=1e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    average = torch.optim.swa_utils.AveragedModel(flow, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999))
+    config = TrainConfig(
+        max_steps=steps,
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        warmup_steps=0,
+        schedule="cosine",
+        ema=0.999,
+        precision="32-true",
+        validate_every=steps,
+        log_every=min(100, steps),
+        checkpoint_every=steps,
+        seed=seed,
+        progress=False,
+    )
+
+    def make(_: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"x": board(batch, generator)}
+
     began = time.process_time()
-    for _ in range(steps):
-        optimiser.zero_grad()
-        flow.loss(board(batch, generator), generator=generator).backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        average.update_parameters(flow)
+    model = fit_briefly(flow, drawn_batches(1, 1, seed, make), config)
     trained = time.process_time() - began
-    model: Any = average.module.eval()
     tokens = model.sample((count, 2), steps=64, generator=generator)
     bound = -model.elbo(board(4096, generator), samples=64, generator=generator)
     counts = torch.bincount(tokens[:, 0] * SIDE + tokens[:, 1], minlength=SIDE * SIDE).double()

@@ -221,3 +221,14 @@ def test_shares_weigh_as_twenty_sites():
     shares = Motif("a", "A", tuple(tuple(row) for row in SHARES.tolist()))
     counts = Motif("a", "A", tuple(tuple(row) for row in COUNTS.tolist()))
     assert np.allclose(shares.log_odds(), counts.log_odds())
+
+
+def test_a_consensus_is_a_motif():
+    motif = Motif.from_consensus("ets", "RGAN", 0.9)
+    assert np.allclose(
+        motif.counts, [[0.45, 0.05, 0.45, 0.05], [1 / 30, 1 / 30, 0.9, 1 / 30], [0.9] + [1 / 30] * 3, [0.25] * 4]
+    )
+    with pytest.raises(ValueError, match="no letter of DNA"):
+        Motif.from_consensus("x", "GAX")
+    with pytest.raises(ValueError, match="share must lie"):
+        Motif.from_consensus("x", "GA", 1.0)
