@@ -27,7 +27,7 @@ BUILDERS = ("manifoldflow.tasks.proteins.flow:build",)
 EXAMPLES = {
     "prepare": "manifoldflow prepare proteins --inputs structures/ --out data/chains",
     "train": "manifoldflow train proteins --data data/chains --out runs/first --training.max_minutes 60",
-    "sample": "manifoldflow sample proteins --length 100 --num 8 --steps 50 --out designs/",
+    "sample": "manifoldflow sample proteins --length 100 --num 8 --out designs/",
     "evaluate": "manifoldflow evaluate proteins --designs designs/ --out metrics.csv",
     "reflow": "manifoldflow reflow proteins --num 1000 --out pairs/",
 }

@@ -18,12 +18,11 @@ from rich.table import Table
 from torch import Tensor
 
 import manifoldflow as mf
-from manifoldflow.checkpoint import read_metadata
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.reference import Reference, write_text
 from manifoldflow.tasks.proteins.relax import relax
-from manifoldflow.tasks.proteins.report import Measured, measure, write_overview, write_report
-from manifoldflow.tasks.proteins.sample_command import DEFAULT_STEPS
+from manifoldflow.tasks.proteins.report import Measured, checkpoint_facts, measure, write_overview, write_report
+from manifoldflow.tasks.proteins.sampling import DEFAULT_STEPS, Sampling, sample_frames
 from manifoldflow.tasks.proteins.write import write_pdb
 
 SHORTEST, LONGEST = 60, 120  # residues
@@ -97,33 +96,21 @@ def spread_lengths(num: int) -> list[int]:
     return [SHORTEST + round(i * (LONGEST - SHORTEST) / max(num - 1, 1)) for i in range(num)]
 
 
-def checkpoint_facts(checkpoint: str) -> dict[str, str]:
-    """What a checkpoint's file says about its training, for the report."""
-    metadata = read_metadata(checkpoint)
-    facts = {"checkpoint made by": f"manifoldflow {metadata['version']}"}
-    for name, value in metadata["training"].items():
-        if isinstance(value, (str, int, float)):
-            label = name.replace("_", " ")
-            facts[label if label.startswith("training") else f"training {label}"] = (
-                f"{value:.4g}" if isinstance(value, float) else str(value)
-            )
-    return facts
-
-
 def _sample(
     flow: mf.Flow, lengths: Sequence[int], steps: int, generator: torch.Generator, console: Console
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Frames (as matrices) and mask of all lengths, in batches of neighbours in length."""
     from manifoldflow.manifolds.rotation import quaternion_to_matrix
 
+    settings = Sampling.of(steps)
     batches = [list(lengths[i : i + BATCH]) for i in range(0, len(lengths), BATCH)]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
     parts: list[tuple[dict[str, Tensor], Tensor]] = []
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task(f"Sampling {len(lengths)} backbones", total=steps * len(batches))
+        task = progress.add_task(f"Sampling {len(lengths)} backbones", total=settings.calls * len(batches))
         for batch in batches:
-            x, mask = flow.sample(
-                lengths=batch, steps=steps, generator=generator, callback=lambda step, state: progress.advance(task)
+            x, mask = sample_frames(
+                flow, batch, settings, generator=generator, callback=lambda step, state: progress.advance(task)
             )
             rots = quaternion_to_matrix(x["rots"]) if x["rots"].shape[-1] == 4 else x["rots"]
             x = relax({"trans": x["trans"], "rots": rots}, mask)

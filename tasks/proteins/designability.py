@@ -2,8 +2,9 @@
 
 For each backbone a `SequenceDesigner` proposes sequences, a `Folder` predicts their structures, and the
 self-consistency RMSD (scRMSD) is the smallest CA-RMSD of a prediction to the backbone; below 2 angstrom the backbone
-counts as designable (Trippe et al. 2023, Yim et al. 2023). The two networks aren't part of this library: `ProteinMPNN`
-and `ESMFold` call the user's installations, and any callable of the same shape takes their place.
+counts as designable (Trippe et al. 2023, Yim et al. 2023). The two networks aren't part of this library: `find_designer`
+takes the package ``proteinmpnn`` or a checkout of ProteinMPNN, `ESMFold` the user's installation, and any callable of the
+same shape takes their place.
 """
 
 import math
@@ -19,11 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from manifoldflow.tasks.proteins import sequences as packaged
+from manifoldflow.tasks.proteins.sequences import MissingTool as MissingTool
 from manifoldflow.tasks.proteins.superposition import rmsd, tm_score_aligned
-
-
-class MissingTool(RuntimeError):
-    """An external program that isn't installed; the message says what to install."""
 
 
 class SequenceDesigner(Protocol):
@@ -158,6 +157,17 @@ def _compare(
     deviation = rmsd(predicted, expected)
     best = int(deviation.argmin())
     return float(deviation[best]), float(tm_score_aligned(predicted, expected).max()), failed, kept[best]
+
+
+def find_designer() -> SequenceDesigner:
+    """ProteinMPNN from its package, or from the checkout that PROTEINMPNN_DIR names.
+
+    Raises:
+        MissingTool: neither is there; says how to install the package.
+    """
+    if packaged.is_installed() or not os.environ.get("PROTEINMPNN_DIR"):
+        return packaged.ProteinMPNN(seed=37)
+    return ProteinMPNN()
 
 
 class ProteinMPNN:

@@ -102,10 +102,10 @@ def evaluate(
         scores, _ = novelty_of(traces, reference.traces)
         rows["novelty_tm"], summary["novelty_tm"] = scores, float(scores.mean())
     if designability:
-        from manifoldflow.tasks.proteins.designability import ESMFold, ProteinMPNN
+        from manifoldflow.tasks.proteins.designability import ESMFold, find_designer
         from manifoldflow.tasks.proteins.designability import designability as judge
 
-        result = judge(coords, mask, ProteinMPNN(), ESMFold())
+        result = judge(coords, mask, find_designer(), ESMFold())
         summary |= {k: float(v) for k, v in result.summary().items()}
     _print(summary, natives, found, Path(designs), data)
     if out is not None:

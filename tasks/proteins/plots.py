@@ -24,7 +24,7 @@ class Axes:
 
     def __init__(self, x: tuple[float, float], y: tuple[float, float], size: tuple[int, int] = (460, 340)) -> None:
         self.x, self.y, self.size = x, y, size
-        self.left, self.right, self.top, self.bottom = 58, size[0] - 14, 12, size[1] - 50
+        self.left, self.right, self.top, self.bottom = 58, size[0] - 26, 12, size[1] - 50
         self.parts: list[str] = []
 
     def px(self, value: float) -> float:
@@ -72,7 +72,7 @@ class Axes:
         """The whole figure; ``percent`` names the axes ("x", "y", "xy") whose ticks are fractions."""
 
         def text(value: float, axis: str) -> str:
-            return f"{100 * value:.0f}%" if axis in percent else f"{value:g}".replace("-", "\u2212")
+            return f"{100 * value:.0f} %" if axis in percent else f"{value:g}".replace("-", "\u2212")
 
         grid = []
         for value in x_ticks:

@@ -1,6 +1,6 @@
 """The evaluation protocol behind the table in this folder's README: one row per checkpoint and number of steps.
 
-    python -m manifoldflow.tasks.proteins.protocol --data SET --checkpoint proteins --steps 10 20 100 --num 200 --out table.json
+    python -m manifoldflow.tasks.proteins.protocol --data SET --checkpoint proteins --num 200 --sequences 100 --out table.json
 
 Lengths are spread evenly over 60 to 128 residues. Every row is measured twice: as the flow left the samples ("raw") and
 after :func:`manifoldflow.tasks.proteins.relax.relax` ("relaxed", what the ``sample`` command writes).
@@ -21,6 +21,8 @@ from manifoldflow.tasks.proteins import metrics
 from manifoldflow.tasks.proteins.backbones import padded_set
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.relax import relax
+from manifoldflow.tasks.proteins.sampling import DEFAULT_STEPS, Sampling, sample_frames
+from manifoldflow.tasks.proteins.sequences import ProteinMPNN, summary
 from manifoldflow.tasks.proteins.similarity import ca_traces, mean_pairwise_tm, novelty
 
 SHORTEST, LONGEST = 60, 128
@@ -34,7 +36,7 @@ def sample_set(
     generator = torch.Generator(next(flow.parameters()).device).manual_seed(seed)
     parts, start = [], time.perf_counter()
     for at in range(0, num, batch):
-        parts.append(flow.sample(lengths=lengths[at : at + batch], steps=steps, generator=generator))
+        parts.append(sample_frames(flow, lengths[at : at + batch], Sampling.of(steps), generator=generator))
     seconds = time.perf_counter() - start
     longest = max(lengths)
     mask = torch.zeros(num, longest, dtype=torch.bool)
@@ -48,7 +50,7 @@ def sample_set(
 
 
 def measure(
-    frames: dict[str, Tensor], mask: Tensor, reference: metrics.Reference, *, tm: bool, novel: int
+    frames: dict[str, Tensor], mask: Tensor, reference: metrics.Reference, *, tm: bool, novel: int, sequences: int = 0
 ) -> dict[str, float]:
     """The numbers of one row."""
     coords = atoms_from_frames(frames, mask)
@@ -59,6 +61,16 @@ def measure(
     if novel:
         scores, _ = novelty(traces[:: max(1, len(traces) // novel)], reference.traces)
         row["novelty_tm"], row["novelty_chains"] = float(scores.mean()), float(len(scores))
+    if sequences:
+        every = max(1, len(coords) // sequences)
+        chosen = range(0, len(coords), every)
+        found = summary([ProteinMPNN().design(coords[i, mask[i]], seed=i)[0] for i in chosen])
+        row |= {"sequence_nll": found["nll"]["mean"], "sequence_nll_std": found["nll"]["std"]}
+        row |= {
+            "alanine": found["composition"]["A"],
+            "glycine": found["composition"]["G"],
+            "sequences": found["chains"],
+        }
     return row
 
 
@@ -67,11 +79,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", required=True, help="training data set, for the reference and novelty")
     parser.add_argument("--checkpoint", default="proteins")
-    parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 100])
+    parser.add_argument("--steps", type=int, nargs="+", default=[DEFAULT_STEPS])
     parser.add_argument("--num", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tm", action="store_true", help="mean pairwise TM-score (minutes)")
     parser.add_argument("--novelty", type=int, default=0, help="chains to compare with the data set (minutes)")
+    parser.add_argument("--sequences", type=int, default=0, help="chains to design a sequence for (ProteinMPNN)")
     parser.add_argument("--out", help="JSON file; rows are added to what it holds")
     options = parser.parse_args(argv)
     coords, mask, index = padded_set(options.data)
@@ -84,7 +97,14 @@ def main(argv: list[str] | None = None) -> None:
         frames, real, seconds = sample_set(flow, options.num, steps, options.seed)
         for name, state in (("raw", frames), ("relaxed", relax(frames, real))):
             wanted = name == "relaxed"
-            row = measure(state, real, reference, tm=options.tm and wanted, novel=options.novelty if wanted else 0)
+            row = measure(
+                state,
+                real,
+                reference,
+                tm=options.tm and wanted,
+                novel=options.novelty if wanted else 0,
+                sequences=options.sequences if wanted else 0,
+            )
             row["seconds_per_chain"] = seconds / options.num
             label = f"{options.checkpoint} {steps} {name}"
             rows[label] = row

@@ -1,8 +1,9 @@
 """Statistics of real backbones that samples are compared with: a small JSON file, since the chains are not shipped."""
 
+import argparse
 import json
 import math
-import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from manifoldflow import files
 from manifoldflow.checkpoint import data_path
 from manifoldflow.tasks.proteins import metrics, similarity
+from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET
 
 BINS = 72  # of phi and psi: 5 degrees
 CONTENT_BINS = 20
@@ -29,7 +32,7 @@ def load_reference(path: str | Path | None = None) -> Reference:
     path = data_path(FILE) if path is None else Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; make it with python -m manifoldflow.tasks.proteins.report --reference CHAINS"
+            f"{path}: no such file; make it with python -m manifoldflow.tasks.proteins.reference --reference CHAINS"
         )
     try:
         reference = json.loads(path.read_text())
@@ -175,15 +178,7 @@ def save_reference(reference: Mapping[str, Any], out: str | Path) -> Path:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file through a temporary name in the same folder, so that nobody sees half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return files.write_text(path, text)
 
 
 def _batches(
@@ -272,3 +267,50 @@ def _diversity(chains: Sequence[Any], count: int) -> dict[str, float]:
 
 def _rounded(x: Any) -> float:
     return float(f"{float(x):.5g}")
+
+
+def read_chains(paths: Sequence[Path], low: int, high: int) -> tuple[list[Any], list[Any]]:
+    """Chains of ``low`` to ``high`` residues in data set folders and npz files: coordinates and residue indices."""
+    from manifoldflow.tasks.proteins.data import ProteinDataset, read_npz
+
+    coords, indices = [], []
+    for path in paths:
+        if path.is_dir():
+            dataset = ProteinDataset(path, min_length=low, max_length=high, crop=False)
+            items = [dataset[i] for i in range(len(dataset))]
+            coords += [item["coords"] for item in items]
+            indices += [item["residue_index"] for item in items]
+            continue
+        for chain in read_npz(path):
+            if low <= len(chain) <= high:
+                coords.append(torch.from_numpy(chain.coords))
+                jumps = np.cumsum(chain.break_after.astype(np.int64))
+                indices.append(np.arange(len(chain)) + BREAK_OFFSET * np.concatenate([[0], jumps[:-1]]))
+    return coords, indices
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line: make reference statistics."""
+    parser = argparse.ArgumentParser(
+        prog="python -m manifoldflow.tasks.proteins.reference", description="Statistics of real chains for reports."
+    )
+    parser.add_argument(
+        "--reference", nargs="+", type=Path, required=True, help="prepared data set folders or npz files"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("--min-length", type=int, default=50)
+    parser.add_argument("--max-length", type=int, default=256)
+    given = parser.parse_args(arguments)
+    try:
+        coords, indices = read_chains(given.reference, given.min_length, given.max_length)
+        source = ", ".join(path.name for path in given.reference)
+        out = save_reference(reference_statistics(coords, indices, source=source), given.out)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{out}: statistics of {len(coords)} chains, {out.stat().st_size / 1024:.0f} KB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

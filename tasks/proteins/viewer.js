@@ -255,6 +255,12 @@
     e.addEventListener("keydown", (k) => { if (k.key === "Enter") show(); });
   });
   document.querySelectorAll("[data-scheme]").forEach((b) => b.addEventListener("click", () => setScheme(b.dataset.scheme)));
+  document.querySelectorAll(".copy").forEach((b) => b.addEventListener("click", async () => {
+    const text = b.parentElement.querySelector("pre").textContent;
+    try { await navigator.clipboard.writeText(text); }
+    catch { const area = document.createElement("textarea"); area.value = text; document.body.append(area); area.select(); document.execCommand("copy"); area.remove(); }
+    b.textContent = "Copied"; setTimeout(() => { b.textContent = "Copy"; }, 1500);
+  }));
   document.getElementById("spin").addEventListener("click", () => setSpin(!spinning));
   document.getElementById("home").addEventListener("click", home);
   document.getElementById("save").addEventListener("click", () => {

@@ -231,7 +231,7 @@ def test_five_thousand_residues_on_a_small_machine_are_refused_before_they_are_t
 ) -> None:
     monkeypatch.setattr(sample_command, "free_memory", lambda device: 2 * 10**9)
     for checkpoint in (tiny, "proteins"):
-        words = sample(checkpoint, tmp_path / "new", "--length", 5000, "--num", 1)
+        words = sample(checkpoint, tmp_path / "new", "--length", 5000, "--num", 1, "--any_length", "true")
         line = fails(capsys, *words)
         assert "1 chain(s) of 5000 residues need about" in line and "2.0 GB are free" in line
         longest = int(line.split("chains of about ")[1].split()[0])
@@ -240,8 +240,22 @@ def test_five_thousand_residues_on_a_small_machine_are_refused_before_they_are_t
         with pytest.raises(ValueError):
             sample_command.check_memory(flow, int(1.05 * longest), 1, torch.device("cpu"))
     assert not (tmp_path / "new").exists()
-    line = fails(capsys, *sample("proteins", tmp_path / "new", "--length", 900, "--num", 8))
+    line = fails(capsys, *sample("proteins", tmp_path / "new", "--length", 900, "--num", 8, "--any_length", "true"))
     assert "8 chain(s) of 900 residues" in line and line.endswith("use a smaller --batch-size")
+
+
+def test_lengths_that_were_not_trained_are_named_and_those_far_beyond_refused(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = fails(capsys, *sample("proteins", tmp_path / "new", "--length", "[100,300]", "--num", 1))
+    assert "--length 300" in line and "50 to 128 residues" in line and "--any_length" in line
+    assert not (tmp_path / "new").exists()
+    for length, said in ((129, "at 129 expect"), (256, "at 256 expect"), (49, "at 49 nothing"), (128, ""), (50, "")):
+        sample_command.check_length("proteins", [100, length])
+        assert said in (err := capsys.readouterr().err) and bool(err) == bool(said)
+    with pytest.raises(ValueError):
+        sample_command.check_length("proteins", [257])
+    sample_command.check_length("proteins", [257], any_length=True)
 
 
 def test_free_memory_is_that_of_the_machine() -> None:

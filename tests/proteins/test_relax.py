@@ -19,7 +19,7 @@ from manifoldflow.tasks.proteins.geometry import (
     frames_from_atoms,
 )
 from manifoldflow.tasks.proteins.metrics import torsions
-from manifoldflow.tasks.proteins.relax import backbone_atoms, posed, relax, restraints
+from manifoldflow.tasks.proteins.relax import backbone_atoms, relax, restraints
 
 Frames = dict[str, Tensor]
 
@@ -273,11 +273,3 @@ def test_a_motif_keeps_its_own_atoms_and_the_peptides_at_its_ends_are_flat() -> 
     assert (
         (carbonyl[0] - carbonyl[1]).norm(dim=-1) - 2.25
     ).abs().max() < 0.12  # the motif's last O faces the right way
-
-
-def test_atoms_follow_their_frames() -> None:
-    x = ideal_chain(7)
-    coords = atoms_from_frames(x) + 0.1 * torch.randn(1, 7, 4, 3, generator=torch.Generator().manual_seed(0))
-    turn = mf.Uniform(mf.SO3()).sample((), generator=torch.Generator().manual_seed(1))
-    moved = {"trans": x["trans"] @ turn.mT + 5.0, "rots": turn @ x["rots"]}
-    assert (posed(coords, x, moved) - (coords @ turn.mT + 5.0)).abs().max() < 1e-4

@@ -24,6 +24,7 @@ from manifoldflow.tasks.proteins.reference import (
     reference_statistics,
     smooth_density,
 )
+from testkit.chromium import CHROMIUM, Browser
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 HELIX, STRAND = (-57.8, -47.0), (-120.0, 130.0)
@@ -117,6 +118,83 @@ def test_page_loads_nothing_from_outside(page):
         for name in ("src", "href", "data", "srcset", "xlink:href", "action", "poster"):
             assert name not in attributes, f"{tag} loads {attributes.get(name)}"
     assert not re.search(r"https?://|@import|url\(\s*['\"]?(?!#)|fetch\(|XMLHttpRequest|import\s*\(", page)
+
+
+@pytest.mark.parametrize(
+    "values, known, word",
+    [
+        ([0.537] * 100, {"mean": 0.369, "std": 0.27}, "higher"),  # 54 % helix beside 37 %, once "in range" in green
+        ([0.2] * 100, {"mean": 0.369, "std": 0.27}, "lower"),
+        ([0.36, 0.38] * 500, {"mean": 0.369, "std": 0.27}, "alike"),
+        ([0.1, 0.9, 0.5, 0.6], {"mean": 0.369, "std": 0.27}, "unclear"),
+        ([0.37] * 3, {"mean": 0.369, "std": 0.27}, "unclear"),
+    ],
+)
+def test_a_mean_is_called_alike_only_where_it_is_known_to_be(values, known, word):
+    found, difference, half = report.compare_means(np.array(values), known, 1751)
+    assert found == word
+    assert difference == pytest.approx(np.mean(values) - known["mean"])
+    assert half >= 1.96 * np.std(values, ddof=1) / len(values) ** 0.5
+
+
+def test_a_side_that_is_no_worse_is_not_held_against_the_samples():
+    known = {"mean": 0.98, "std": 0.01}
+    assert report.compare_means(np.full(100, 1.0), known, 1751, True, False)[0] == "better"
+    assert report.compare_means(np.full(100, 1.0), known, 1751, True, True)[0] == "higher"
+    assert report.compare_means(np.full(100, 0.9), known, 1751, True, False)[0] == "lower"
+
+
+def test_chips_and_table_give_the_same_numbers(page, measured):
+    for name in ("helix", "strand"):
+        mean = 100 * measured.table[name].mean()
+        assert f"{name}, mean of chains <b>{mean:.0f} %</b>" in page
+        assert f'data-label="samples">{mean:.1f} %' in page
+
+
+def test_own_checkpoint_is_shown_in_words():
+    facts = report.checkpoint_facts("proteins")
+    assert facts["training settings"].startswith("max steps 1,000,000, max minutes 138")
+    assert not any(set(str(value)) & set("{}[]'") for value in facts.values())
+
+
+def test_sequences_stand_beside_those_of_real_chains(samples, tmp_path):
+    coords, mask, index = samples
+    m = report.measure(coords, mask, residue_index=index, extra={"sequence_nll": 1.234, "alanine": 0.21})
+    page = report.write_report(m, None, tmp_path / "r.html").read_text()
+    assert "1.234" in page and "21.0 %" in page and "0.939" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_every_dot_takes_clicks_and_nothing_is_cut_in_a_browser(measured, tmp_path):
+    out = report.write_report(
+        measured, None, tmp_path / "r.html", command="manifoldflow sample proteins " + "--x y " * 60
+    )
+    browser = Browser(tmp_path)
+    try:
+        browser.open(out.as_uri())
+        covered = browser.run(
+            "[...document.querySelectorAll('circle.sample')].filter((c) => { c.scrollIntoView({ block: 'center' });"
+            "const b = c.getBoundingClientRect();"
+            "return document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2).tagName !== 'circle'; }).length"
+        )
+        assert measured.table["strand"][0] == 0 and covered == 0  # a dot on the axis, under the frame
+        cut = browser.run(
+            "[...document.querySelectorAll('svg:not(.strip) text, .code pre')].filter((e) => {"
+            "const b = e.getBoundingClientRect(), f = (e.closest('svg') || e).getBoundingClientRect();"
+            "return b.left < f.left - 1 || b.right > f.right + 1 || e.scrollWidth > e.clientWidth + 1 && e.tagName === 'PRE';"
+            "}).map((e) => e.textContent)"
+        )
+        assert cut == []
+        browser.run("document.querySelector('.copy').click()")
+        browser.wait("document.querySelector('.copy').textContent === 'Copied'")
+        browser.show(width=390, height=844, is_phone=True)
+        seen = browser.run(
+            "[...document.querySelectorAll('td.n')].every((e) => { const b = e.getBoundingClientRect();"
+            "return b.width > 0 && b.right <= innerWidth; })"
+        )
+        assert seen  # the verdicts too
+    finally:
+        browser.close()
 
 
 def test_texts_of_the_user_are_escaped(page):
