@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import pty
+import re
 import socket
 import stat
 import subprocess
@@ -293,3 +294,19 @@ def test_arrays_that_unpack_to_too_much_are_refused_before_they_are_read(tmp_pat
         assert arrays["b"].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match=r"x\.npz: unpacks to 8 MB, more than 1"):
         open_npz(path, limit=10**6)
+
+
+def test_there_is_no_second_atomic_writer() -> None:
+    root = Path(__file__).resolve().parents[1]
+    folders = {
+        "manifoldflow/training/keeper.py",
+        "tasks/proteins/store.py",
+    }  # a finished file renamed, and whole folders
+    found = {
+        str(path.relative_to(root))
+        for part in ("manifoldflow", "tasks")
+        for path in (root / part).rglob("*.py")
+        if "tasks" not in path.relative_to(root).parts[1:]
+        and re.search(r"os\.replace\(|mkstemp\(|NamedTemporaryFile\(|\.new\"\)|\.tmp\"\)", path.read_text())
+    }
+    assert found - folders == {"manifoldflow/files.py"}

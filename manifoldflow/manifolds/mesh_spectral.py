@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 import sys
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 import scipy.sparse.linalg
 from numpy.typing import NDArray
 
+from manifoldflow.files import atomic
 from manifoldflow.manifolds.mesh_reading import Geometry
 
 Kernel = Literal["biharmonic", "diffusion", "commute"]
@@ -90,14 +90,8 @@ def _read(file: Path, shape: tuple[int, int]) -> tuple[NDArray[np.float64], NDAr
 
 
 def _write(file: Path, values: NDArray[np.float64], functions: NDArray[np.float64]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{file.name}-", suffix=".npz", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            np.savez(out, values=values, functions=functions)
-        os.replace(temporary, file)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with atomic(file) as fresh, fresh.open("wb") as out:
+        np.savez(out, values=values, functions=functions)
 
 
 def _solve(geometry: Geometry, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,13 +1,13 @@
 """One picture of a set of backbones: ribbons, torsions, structure content, sizes and key numbers."""
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from manifoldflow.files import atomic
 from manifoldflow.tasks.proteins import metrics, ribbon
 from manifoldflow.tasks.proteins.plots import ramachandran_contours
 
@@ -54,12 +54,8 @@ def draw_overview(m: "Measured", out_png: str | Path, title: str) -> Path:
     _numbers(figure.add_subplot(lower[3]), m)
     out = Path(out_png)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, dpi=130, format="png")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic(out) as fresh:
+        figure.savefig(fresh, dpi=130, format="png")
     return out
 
 

@@ -7,16 +7,13 @@ after :func:`manifoldflow.tasks.proteins.relax.relax` ("relaxed", what the ``sam
 """
 
 import argparse
-import json
-import os
 import time
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.tables import Kept
 from manifoldflow.tasks.proteins import metrics
 from manifoldflow.tasks.proteins.backbones import padded_set
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
@@ -92,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
     reference = metrics.Reference.build(coords[short], mask[short], index[short], traces=False)
     reference.traces = ca_traces(coords, mask)
     flow = mf.load(options.checkpoint)
-    rows: dict[str, Any] = {}
+    kept = Kept(options.out)
     for steps in options.steps:
         frames, real, seconds = sample_set(flow, options.num, steps, options.seed)
         for name, state in (("raw", frames), ("relaxed", relax(frames, real))):
@@ -107,14 +104,8 @@ def main(argv: list[str] | None = None) -> None:
             )
             row["seconds_per_chain"] = seconds / options.num
             label = f"{options.checkpoint} {steps} {name}"
-            rows[label] = row
+            kept.add(label, row)
             print(label, {k: round(v, 4) for k, v in row.items()}, flush=True)
-        if options.out:
-            path = Path(options.out)
-            held = json.loads(path.read_text()) if path.exists() else {}
-            fresh = path.with_name(f".{path.name}.new")
-            fresh.write_text(json.dumps(held | rows, indent=1))
-            os.replace(fresh, path)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from manifoldflow import files
 from manifoldflow.checkpoint import data_path
+from manifoldflow.files import write_text
 from manifoldflow.tasks.proteins import metrics, similarity
 from manifoldflow.tasks.proteins.geometry import BREAK_OFFSET
 
@@ -174,11 +174,6 @@ def ca_steps(coords: Tensor, mask: Tensor, residue_index: Tensor | None = None) 
 def save_reference(reference: Mapping[str, Any], out: str | Path) -> Path:
     """Write statistics as JSON, atomically."""
     return write_text(out, json.dumps(reference, separators=(",", ":")) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a text file through a temporary name in the same folder, so that nobody sees half of it."""
-    return files.write_text(path, text)
 
 
 def _batches(

@@ -1,8 +1,5 @@
 """Reflow: pairs (noise, sample) of a trained flow, filtered for quality, to train a straighter one (ReQFlow; Liu et al. 2023)."""
 
-import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 import manifoldflow as mf
+from manifoldflow.files import atomic, write_json
 from manifoldflow.manifolds.rotation import matrix_to_quaternion
 from manifoldflow.reflow import make_pairs as sample_pairs
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
@@ -182,9 +180,6 @@ def make_pairs(
 def _write(folder: Path, kept: dict[str, list[Tensor]], facts: dict[str, int]) -> None:
     sizes = torch.tensor([0, *(len(v) for v in kept["trans"])])
     tensors = {key: torch.cat(value).contiguous() for key, value in kept.items()} | {"offset": sizes.cumsum(0)}
-    handle, fresh = tempfile.mkstemp(prefix=".pairs-", dir=folder)
-    os.close(handle)
-    save_file(tensors, fresh, metadata={"format": FORMAT})
-    os.chmod(fresh, 0o644)
-    (folder / "pairs.json").write_text(json.dumps(facts))
-    os.replace(fresh, folder / "pairs.safetensors")
+    with atomic(folder / "pairs.safetensors") as fresh:
+        save_file(tensors, fresh, metadata={"format": FORMAT})
+    write_json(folder / "pairs.json", facts)

@@ -1,6 +1,5 @@
 """What ``manifoldflow train proteins`` runs."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.runs import command_line
 from manifoldflow.tasks.proteins.batches import TokenBatches
 from manifoldflow.tasks.proteins.data import ProteinDataset, collate, split_by_cluster
 from manifoldflow.tasks.proteins.flow import ProteinConfig, build
@@ -49,7 +49,7 @@ def train(
     torch.manual_seed(seed)
     flow = build(model) if init is None else mf.load(init).train()
     facts: dict[str, Any] = {
-        "command": "manifoldflow " + " ".join(sys.argv[1:]),
+        "command": command_line(),
         "data": str(Path(data).name),
         "init": init,
     }
