@@ -25,9 +25,8 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import write_json
-from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.splits import drawn_batches
-from manifoldflow.training import TrainConfig
+from manifoldflow.training import TrainConfig, fit
 
 POSITIONS = 4
 MODELS = ("dirichlet", "fisher_rao", "masking", "uniform", "linear")
@@ -106,7 +105,7 @@ def train(flow: mf.Flow, law: Tensor, steps: int, batch: int, seed: int) -> mf.F
         seed=seed,
         progress=False,
     )
-    return fit_briefly(flow, drawn_batches(1, 1, seed, make), config)
+    return fit(flow, drawn_batches(1, 1, seed, make), config, out=None)
 
 
 def divergence_of(tokens: Tensor, law: Tensor) -> float:

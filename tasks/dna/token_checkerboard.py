@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import atomic, write_json
-from manifoldflow.tasks.common.runs import fit_briefly
 from manifoldflow.tasks.common.splits import drawn_batches
-from manifoldflow.training import TrainConfig
+from manifoldflow.training import TrainConfig, fit
 
 SIDE, FIELDS = 128, 4
 ENTROPY = math.log(SIDE * SIDE / 2)
@@ -92,7 +91,7 @@ def run(kind: str, steps: int, batch: int, count: int, seed: int) -> tuple[dict[
         return {"x": board(batch, generator)}
 
     began = time.process_time()
-    model = fit_briefly(flow, drawn_batches(1, 1, seed, make), config)
+    model = fit(flow, drawn_batches(1, 1, seed, make), config, out=None)
     trained = time.process_time() - began
     tokens = model.sample((count, 2), steps=64, generator=generator)
     bound = -model.elbo(board(4096, generator), samples=64, generator=generator)
