@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from manifoldflow.tasks.proteins.backbones import is_structure, is_trajectory
 from manifoldflow.tasks.proteins.reading import SUFFIXES, read_structure, split_suffix
 from manifoldflow.tasks.proteins.records import FARTHEST
 from manifoldflow.tasks.proteins.store import DatasetWriter
@@ -67,9 +68,11 @@ def prepare(
         raise ValueError(f"lengths must be 1 <= min_length <= max_length, got {min_length} and {max_length}")
     if max_breaks < 0 or workers < 0:
         raise ValueError(f"max_breaks and workers must be at least 0, got {max_breaks} and {workers}")
-    files = _find([inputs] if isinstance(inputs, str) else inputs)
+    files, trajectories = _find([inputs] if isinstance(inputs, str) else inputs)
     cluster_of = _read_clusters(files, clusters)
     result = Prepared(Path(out))
+    why = "a trajectory by its name: its first model is noise; name the file itself to use that"
+    result.rejected += [(str(path), "", why) for path in trajectories]
     with DatasetWriter(out) as writer:
         with Progress(transient=True) as progress:
             task = progress.add_task("reading structures", total=len(files))
@@ -94,23 +97,31 @@ def prepare(
     return result
 
 
-def _find(inputs: list[str]) -> list[Path]:
-    """Every readable file of the inputs, each once, in a fixed order; a file given by name is kept whatever it is."""
+def _find(inputs: list[str]) -> tuple[list[Path], list[Path]]:
+    """Every readable file of the inputs, each once, in a fixed order, and the trajectories that were left out.
+
+    A file given by name is kept whatever it is.
+    """
     files: dict[Path, None] = {}
+    left_out: list[Path] = []
     for name in inputs:
         path = Path(name)
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if split_suffix(p)[1] in (*SUFFIXES, ".npz") and p.is_file())
             if not inside:
                 raise ValueError(f"{path}: no structure files inside; expected {', '.join(SUFFIXES)} (or .gz) or .npz")
-            files.update(dict.fromkeys(inside))
+            noise = [p for p in inside if is_structure(p) and is_trajectory(p)]
+            files.update(dict.fromkeys(p for p in inside if p not in noise))
+            left_out += noise
         elif path.exists():
             files[path] = None
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
     if not files:
+        if left_out:
+            raise ValueError(f"the inputs hold nothing but trajectories, such as {left_out[0]}")
         raise ValueError("no inputs; name at least one file or folder")
-    return list(files)
+    return list(files), left_out
 
 
 def _read(path: Path) -> tuple[Path, list[Chain], str]:

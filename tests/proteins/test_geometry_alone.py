@@ -95,3 +95,68 @@ def test_helices_and_hairpins_are_told_apart_without_data() -> None:
     for coords, expected in ((helix(12), "-HHHHHHHHHH-"), (peptide([STRAND] * 12), "-" * 12)):
         x, mask = torch.tensor(coords)[None], torch.ones(1, 12, dtype=torch.bool)
         assert ss.letters(ss.assign(x, mask), mask) == [expected]
+
+
+def states_by_the_book(bonds: np.ndarray, link: np.ndarray, bulges: bool) -> list[int]:
+    """Kabsch & Sander's rules (1983) residue by residue: 1 helix, 2 strand. ``bonds[i, j]``: C=O of i takes N-H of j."""
+    n = len(bonds)
+    segment = np.concatenate([[0], np.cumsum(~link)])
+
+    def bond(i: int, j: int) -> bool:
+        return 0 <= i < n and 0 <= j < n and bool(bonds[i, j])
+
+    def helix_of(k: int) -> list[set[int]]:
+        """Every pair of consecutive k-turns, as the residues that it makes helix."""
+        turns = [i for i in range(n - k) if bonds[i, i + k] and segment[i] == segment[i + k]]
+        return [set(range(i, i + k)) for i in turns if i - 1 in turns]
+
+    inner = [0 < i < n - 1 and link[i - 1] and link[i] for i in range(n)]
+    parallel, anti = set(), set()
+    for i in range(n):
+        for j in range(n):
+            if abs(i - j) < 3 or not (inner[i] and inner[j]):
+                continue
+            if (bond(i - 1, j) and bond(j, i + 1)) or (bond(j - 1, i) and bond(i, j + 1)):
+                parallel.add((i, j))
+            if (bond(i, j) and bond(j, i)) or (bond(i - 1, j + 1) and bond(j - 1, i + 1)):
+                anti.add((i, j))
+    strand = {i for i, _ in parallel | anti}
+    for bridges, sign in ((parallel, 1), (anti, -1)) if bulges else ():
+        for i, j in bridges:
+            for i2, j2 in bridges:
+                di, dj = i2 - i, sign * (j2 - j)
+                short = 1 <= di <= 5 and 1 <= dj <= 5 and min(di, dj) <= 2 and (di, dj) != (1, 1)
+                if short and segment[i] == segment[i2] and segment[j] == segment[j2]:
+                    strand |= set(range(i, i2 + 1))
+    alpha = set().union(*helix_of(4))
+    taken = alpha | strand
+    other = set().union(*(h for k in (3, 5) for h in helix_of(k) if not h & taken))
+    return [1 if i in alpha | other else 2 if i in strand else 0 for i in range(n)]
+
+
+@pytest.mark.parametrize("bulges", [False, True])
+def test_states_follow_the_rules_for_any_hydrogen_bonds(monkeypatch: pytest.MonkeyPatch, bulges: bool) -> None:
+    rng = np.random.default_rng(5)
+    seen = set()
+    for share in [0.0, 0.0, 0.04, 0.08, 0.15, 0.25] * 15:
+        n = 22
+        bonds = rng.random((n, n)) < share
+        for k in (3, 4, 5):  # turns are rare among all pairs
+            at = rng.integers(0, n - k)
+            bonds[at : at + 2, at + k : at + k + 2] |= np.eye(2, dtype=bool)[: n - at - k, : n - at - k]
+        link = rng.random(n - 1) < 0.95
+        index = torch.tensor(np.concatenate([[0], np.cumsum(np.where(link, 1, 34))]))[None]
+        monkeypatch.setattr(ss, "hydrogen_bonds", lambda *_, made=bonds: torch.tensor(made)[None])
+        made = ss.assign(torch.zeros(1, n, 4, 3), torch.ones(1, n, dtype=torch.bool), index, bulges=bulges)
+        expected = states_by_the_book(bonds, link, bulges)
+        assert made[0].tolist() == expected
+        seen |= set(expected)
+    assert seen == {0, 1, 2}
+
+
+def test_a_donor_keeps_its_two_best_hydrogen_bonds(monkeypatch: pytest.MonkeyPatch) -> None:
+    energy = torch.full((1, 5, 5), 0.0)
+    energy[0, :, 4] = torch.tensor([-0.6, -2.0, -0.7, -0.9, 0.0])
+    monkeypatch.setattr(ss, "bond_energies", lambda *_: energy)
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    assert ss.hydrogen_bonds(torch.zeros(1, 5, 4, 3), mask)[0, :, 4].tolist() == [False, True, False, True, False]

@@ -23,7 +23,7 @@ from manifoldflow.tasks.proteins.data import (
     write_dataset,
 )
 from manifoldflow.tasks.proteins.prepare import prepare
-from manifoldflow.tasks.proteins.write import write_cif, write_pdb
+from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
 from testkit.shared import SHARED_DATA, needs_shared_data
 
 DATA = SHARED_DATA / "proteins"
@@ -162,6 +162,18 @@ def test_a_folder_that_is_no_data_set_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="not a protein data set"):
         write_dataset([chain("a", 5)], tmp_path)
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_noise_of_trajectories_is_no_training_data(tmp_path: Path) -> None:
+    write_pdb(walk(60), None, tmp_path / "raw" / "sample_000.pdb")
+    for name in ("sample_000_trajectory.pdb", "a_pX0_traj.pdb"):
+        write_trajectory(10 * torch.randn(3, 60, 4, 3), tmp_path / "raw" / name)
+    result = prepare([str(tmp_path / "raw")], str(tmp_path / "out"))
+    assert result.chains == 1 and ProteinDataset(tmp_path / "out").names == ["sample_000_A"]
+    assert [reason.partition(":")[0] for _, _, reason in result.rejected] == ["a trajectory by its name"] * 2
+    (tmp_path / "raw" / "sample_000.pdb").unlink()
+    with pytest.raises(ValueError, match="nothing but trajectories"):
+        prepare([str(tmp_path / "raw")], str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(("value", "reason"), [(float("nan"), "not finite"), (1e30, "beyond 100,000 A")])
