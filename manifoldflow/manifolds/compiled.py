@@ -3,11 +3,13 @@
 Same formulas, same values to round-off; see :mod:`manifoldflow.manifolds.rows` for why.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds import rotation_rows as rot
-from manifoldflow.manifolds.rows import Rows, dot, matrices, norm, points, rows, times
+from manifoldflow.manifolds.rows import Rows, dot, matrices, norm, points, rows, times, to_unit
 from manifoldflow.numerics import polar_angle
 
 
@@ -16,7 +18,7 @@ def sphere_exp(x: Tensor, u: Tensor) -> Tensor:
     a, v = rows(x), rows(u)
     r = norm(v)
     cos, sinc = r.cos(), r.sin() / r
-    return points([cos * p + sinc * q for p, q in zip(a, v, strict=True)])
+    return points(to_unit([cos * p + sinc * q for p, q in zip(a, v, strict=True)]))
 
 
 def sphere_log(x: Tensor, y: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ def so3_geodesic(x0: Tensor, x1: Tensor, t: Tensor | float) -> tuple[Tensor, Ten
 
 def quaternion_exp(x: Tensor, u: Tensor) -> Tensor:
     """See :meth:`manifoldflow.UnitQuaternion.exp`."""
-    return points(rot.hamilton(rows(x), rot.quaternion_of_rotvec(rows(u))))
+    return points(to_unit(rot.hamilton(rows(x), rot.quaternion_of_rotvec(rows(u)))))
 
 
 def quaternion_log(x: Tensor, y: Tensor) -> Tensor:
@@ -105,9 +107,9 @@ def _across(a: Rows, chord: Rows) -> tuple[Rows, Tensor]:
 
 def _polar(a: Rows, b: Rows) -> tuple[Rows, Tensor, Tensor]:
     cosine = dot(a, b)
-    nudge = 0.1 * torch.finfo(cosine.dtype).eps
-    on_first = torch.where(a[0].abs() < 0.7, nudge, 0.0)
-    extra = [on_first, nudge - on_first, *(torch.zeros_like(on_first) for _ in a[2:])]
-    chord = [torch.where(cosine < 0, q + p + e, q - p) for p, q, e in zip(a, b, extra, strict=True)]
+    side, nudge = cosine.detach().sign(), 0.25 * torch.finfo(cosine.dtype).eps
+    fixed = [nudge * math.sin(k) for k in range(1, len(a) + 1)]
+    across: list[Tensor | float] = [-nudge * a[1], nudge * a[0]] if len(a) == 2 else [*fixed]
+    chord = [q - side * p + (1 - side) * n for p, q, n in zip(a, b, across, strict=True)]
     tangential, sine = _across(a, chord)
     return tangential, sine, polar_angle(sine, cosine)

@@ -18,7 +18,7 @@ from manifoldflow.manifolds.rotation import (
 )
 from manifoldflow.manifolds.rotation_group import RotationGroup
 from manifoldflow.manifolds.rows import compiled_as
-from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm
+from manifoldflow.numerics import dot, in_full_precision, polar_angle, smooth_norm, to_unit
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class UnitQuaternion(RotationGroup):
     @in_full_precision
     @compiled_as(compiled.quaternion_exp)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        return quaternion_multiply(x, rotvec_to_quaternion(u))
+        return to_unit(quaternion_multiply(x, rotvec_to_quaternion(u)))
 
     @in_full_precision
     @compiled_as(compiled.quaternion_log)

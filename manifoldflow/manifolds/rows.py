@@ -82,6 +82,12 @@ def norm(a: Rows) -> Tensor:
     return (dot(a, a) + tiny_square(a[0].dtype)).sqrt()
 
 
+def to_unit(a: Rows) -> Rows:
+    """:func:`manifoldflow.numerics.to_unit` of coordinates."""
+    scale = 1.5 - 0.5 * dot(a, a)
+    return [scale * p for p in a]
+
+
 def times(t: Tensor | float, like: Tensor) -> Tensor | float:
     """A time with the axes of a batch; it may have fewer, and then belongs to the leading ones."""
     if isinstance(t, Tensor) and 0 < t.ndim < like.ndim:

@@ -1,5 +1,6 @@
 """The unit sphere S^d."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,6 +24,7 @@ from manifoldflow.numerics import (
     safe_norm,
     sinc_of_square,
     smooth_norm,
+    to_unit,
 )
 
 
@@ -58,9 +60,13 @@ class Sphere(Manifold):
     @in_full_precision
     @compiled_as(compiled.sphere_exp, least=FEW)
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        r"""Follow the geodesic from ``x`` with velocity ``u`` for unit time: :math:`\cos|u|\, x + \sin|u|\, u/|u|`."""
+        r"""Follow the geodesic from ``x`` with velocity ``u`` for unit time: :math:`\cos|u|\, x + \sin|u|\, u/|u|`.
+
+        Of length 1 whatever that of x: a field that points inward would drive round-off off the sphere by a factor of
+        :math:`e^{2 |u|}` in unit time, through the radial part that :meth:`to_tangent` leaves.
+        """
         r = smooth_norm(u)
-        return torch.addcmul(r.cos() * x, r.sin() / r, u)
+        return to_unit(torch.addcmul(r.cos() * x, r.sin() / r, u))
 
     @in_full_precision
     @compiled_as(compiled.sphere_log)
@@ -133,10 +139,10 @@ class Sphere(Manifold):
         angle is an atan2: acos of a dot product would lose half of the digits.
         """
         cosine = dot(x, y)
-        # A tenth of the round-off of y, along an axis that is not near x, decides the direction at an exact antipode.
-        nudge = torch.eye(2, self.dim + 1, dtype=x.dtype, device=x.device) * (0.1 * torch.finfo(x.dtype).eps)
-        far_chord = y + x + torch.where(x[..., :1].abs() < 0.7, nudge[0], nudge[1])
-        tangential = self.to_tangent(x, torch.where(cosine < 0, far_chord, y - x))
+        side = cosine.detach().sign()
+        # At an exact antipode half of the round-off of y decides the direction.
+        chord = torch.addcmul(torch.addcmul(y, side, x, value=-1), 1 - side, aside(x))
+        tangential = torch.addcmul(chord, dot(x, chord), x, value=-1)
         sine = smooth_norm(tangential)
         return tangential, sine, polar_angle(sine, cosine)
 
@@ -238,3 +244,23 @@ class Sphere(Manifold):
         device: torch.device | str | None = None,
     ) -> Tensor:
         return self.project(torch.randn(*shape, self.dim + 1, generator=generator, dtype=dtype, device=device))
+
+
+def aside(x: Tensor) -> Tensor:
+    """Half of the round-off of 1 along a direction across ``x``: on a circle the tangent, else a fixed one that is parallel to
+    no point anyone writes down. It broadcasts with ``x``."""
+    if x.shape[-1] == 2:
+        return torch.stack([-x[..., 1], x[..., 0]], -1) * (0.25 * torch.finfo(x.dtype).eps)
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        return _aside(x.shape[-1], x.dtype, x.device)
+    return _cached_aside(x.shape[-1], x.dtype, x.device)
+
+
+def _aside(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.arange(1, n + 1, dtype=dtype, device=device).sin() * (0.25 * torch.finfo(dtype).eps)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_aside(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # or autograd could not use it later
+        return _aside(n, dtype, device)
