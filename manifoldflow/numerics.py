@@ -197,6 +197,30 @@ def in_full_precision(method: F) -> F:
     return _with_own_code(wrapped, method)
 
 
+def in_double_precision(method: F) -> F:
+    """:func:`in_full_precision` with float32 computed in float64, where the device has it: for coordinates that grow as
+    exponentials of the distance."""
+    other = _other_point(method)
+
+    @functools.wraps(method)
+    def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+        first = args[0]
+        if first.shape[first.ndim - self.event_ndim :] != self.event_shape:
+            check_event(self, method.__name__, first)
+        if other:
+            second = args[other]
+            if second.shape[second.ndim - self.event_ndim :] != self.event_shape:
+                check_event(self, method.__name__, second)
+        if all(a.dtype == torch.float64 for a in args if isinstance(a, Tensor)):
+            return method(self, *args, **options)
+        with torch.autocast(first.device.type, enabled=False):
+            return _in_one_dtype(
+                method, self, args, options, torch.float32 if first.device.type == "mps" else torch.float64
+            )
+
+    return _with_own_code(wrapped, method)
+
+
 def checks_points(method: F) -> F:
     """Check the shapes of points, for methods that need nothing else of :func:`in_full_precision`.
 
@@ -237,12 +261,18 @@ def check_event(space: Any, method: str, x: Tensor) -> None:
         raise ValueError(f"{space}.{method}: points need shape (..., {wanted}), got {tuple(x.shape)}")
 
 
-def _in_one_dtype(method: Callable[..., Any], space: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _in_one_dtype(
+    method: Callable[..., Any],
+    space: Any,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+    least: torch.dtype = torch.float32,
+) -> Any:
     # As everywhere in torch, a scalar tensor does not raise the precision of a batch.
     tensors = [a for a in args if isinstance(a, Tensor) and a.is_floating_point()]
     given = [a.dtype for a in tensors if a.ndim] or [a.dtype for a in tensors]
     dtype = functools.reduce(torch.promote_types, given)
-    inside = torch.float32 if dtype in HALF else dtype
+    inside = torch.promote_types(dtype, least)
     out = method(space, *(a.to(inside) if isinstance(a, Tensor) else a for a in args), **options)
     made = [o if o.dtype == torch.bool else o.to(dtype) for o in (out if isinstance(out, tuple) else (out,))]
     return tuple(made) if isinstance(out, tuple) else made[0]

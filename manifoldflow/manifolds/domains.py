@@ -23,7 +23,7 @@ from torch import Tensor
 from manifoldflow.manifolds.base import Manifold, expand_time
 from manifoldflow.manifolds.flat import Flat
 from manifoldflow.manifolds.laws import expand, image_numbers, log_normal, over_batch
-from manifoldflow.manifolds.simplex import Simplex
+from manifoldflow.manifolds.simplex import ProbabilityVectors, Simplex
 from manifoldflow.numerics import checks_points, dot, in_full_precision, tiny_square
 
 
@@ -383,7 +383,7 @@ class Ball(Domain):
 
 
 @dataclass(frozen=True)
-class ReflectedSimplex(Domain):
+class ReflectedSimplex(Domain, ProbabilityVectors):
     r"""Probability vectors ``(..., categories)`` with the flat metric and walls at :math:`p_k = 0`.
 
     A tangent is :math:`\dot p`, with sum 0. Mirror images of a triangle tile the plane, but those of a simplex of more than

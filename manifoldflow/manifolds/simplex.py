@@ -16,8 +16,19 @@ from manifoldflow.numerics import in_full_precision
 _STEEP, _MOST_PENALTY = 1e3, 60.0
 
 
+class ProbabilityVectors(Manifold):
+    """Spaces whose points are probability vectors ``(..., categories)``, whatever their metric."""
+
+    categories: int
+
+    @property
+    def volume_power(self) -> tuple[float, float]:
+        r"""(a, b) of the Riemannian volume :math:`e^b \prod_k p_k^a\, dp_1 \dots dp_{K-1}`; here of the flat metric."""
+        return 0.0, 0.5 * math.log(self.categories)
+
+
 @dataclass(frozen=True)
-class Simplex(Manifold):
+class Simplex(ProbabilityVectors):
     r"""Probability vectors ``(..., categories)``: non-negative, sum 1. The boundary and the corners (one-hot) belong
     to it.
 
@@ -222,6 +233,10 @@ class Simplex(Manifold):
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         basis = self.tangent_basis(x)
         return (basis if self._is_flat else _root(x).unsqueeze(-2) * basis), basis
+
+    @property
+    def volume_power(self) -> tuple[float, float]:
+        return super().volume_power if self._is_flat else (-0.5, 0.0)
 
     def log_volume_per_lebesgue(self, x: Tensor) -> Tensor:
         r"""Logarithm of the Riemannian volume over :math:`dp_1 \dots dp_{K-1}`, ``(...)``: add it to a log-density with

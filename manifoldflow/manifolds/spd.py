@@ -1,14 +1,14 @@
 """Symmetric positive-definite matrices, with the affine-invariant or the log-Euclidean metric."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.hyperbolic import log_sinhc
-from manifoldflow.numerics import in_full_precision, tiny_square
+from manifoldflow.numerics import in_double_precision, in_full_precision, tiny_square
 
 
 def _symmetric(a: Tensor) -> Tensor:
@@ -33,50 +33,61 @@ def _divided(kind: str, e: Tensor) -> Tensor:
     return torch.where(is_close, 2 * series / (a + b), (a.log() - b.log()) / torch.where(is_close, 1.0, a - b))
 
 
-def _eigh(kind: str, a: Tensor) -> tuple[Tensor, Tensor]:
-    e, q = torch.linalg.eigh(a)
-    # A matrix whose eigenvalues span more than the digits of its numbers may come out indefinite.
-    return (e.maximum(torch.finfo(e.dtype).eps * e[..., -1:]) if kind == "log" else e), q
+def _divided_twice(kind: str, e: Tensor) -> Tensor:
+    """Second divided differences of exp or log over all triples of eigenvalues, ``(..., n, n, n)``; f'' / 2 where they meet.
+
+    (f[a, b] - f[b, c]) / (a - c) with the two that are farthest apart as a and c; where all are close, the Taylor series
+    around their mean.
+    """
+    first = _divided(kind, e)
+    a, b, c = e[..., :, None, None], e[..., None, :, None], e[..., None, None, :]
+    ab, bc, ac = first[..., :, :, None], first[..., None, :, :], first[..., :, None, :]
+    gaps = torch.stack(torch.broadcast_tensors((a - c).abs(), (a - b).abs(), (b - c).abs()))
+    widest, which = gaps.max(0)
+    mean = (a + b + c) / 3
+    scale = torch.ones_like(mean) if kind == "exp" else mean
+    is_close = widest < torch.finfo(e.dtype).eps ** 0.25 * scale
+
+    def quotient(rise: Tensor, run: Tensor) -> Tensor:
+        return rise / torch.where(is_close | (run == 0), 1.0, run)
+
+    parts = (quotient(ab - bc, a - c), quotient(ac - bc, a - b), quotient(ab - ac, b - c))
+    apart = torch.where(which == 0, parts[0], torch.where(which == 1, parts[1], parts[2]))
+    spread = 0.5 * ((a - mean).square() + (b - mean).square() + (c - mean).square())
+    if kind == "exp":
+        close = mean.exp() * (0.5 + spread / 24)
+    else:
+        close = -(0.5 + 0.25 * spread / mean.square()) / mean.square()
+    return torch.where(is_close, close, apart)
 
 
-class _Spectral(torch.autograd.Function):
-    """exp or log of symmetric matrices, differentiable (both modes) also where eigenvalues coincide (Daleckii & Krein)."""
+def _spectral(kind: str, a: Tensor) -> Tensor:
+    r"""exp or log of symmetric matrices, with first and second derivatives in every mode, also where eigenvalues coincide.
 
-    generate_vmap_rule = True
+    Around a copy :math:`Q D Q^T` of a that carries no derivatives, :math:`\Delta = Q^T a Q - D` is 0 but for its derivatives,
+    and f is its Taylor polynomial (Daleckii & Krein):
 
-    @staticmethod
-    def forward(a: Tensor, kind: str) -> Tensor:
-        e, q = _eigh(kind, a)
-        return (q * (e.exp() if kind == "exp" else e.log()).unsqueeze(-2)) @ q.mT
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.save_for_forward(inputs[0])
-        ctx.kind = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return _derivative(ctx.kind, ctx.saved_tensors[0], grads[0]), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        return _derivative(ctx.kind, ctx.saved_tensors[0], tangents[0])
-
-
-def _derivative(kind: str, a: Tensor, change: Tensor) -> Tensor:
-    e, q = _eigh(kind, a)
-    return q @ (_divided(kind, e) * (q.mT @ _symmetric(change) @ q)) @ q.mT
+    .. math:: f(a) = Q \Bigl( f(D) + f[e_i, e_j] \Delta_{ij} + \sum_k f[e_i, e_k, e_j] \Delta_{ik} \Delta_{kj} \Bigr) Q^T
+    """
+    e, q = torch.linalg.eigh(a.detach())
+    if kind == "log":  # a matrix whose eigenvalues span more than the digits of its numbers may come out indefinite
+        e = e.maximum(torch.finfo(e.dtype).eps * e[..., -1:])
+    value = torch.diag_embed(e.exp() if kind == "exp" else e.log())
+    off = q.mT @ _symmetric(a) @ q - torch.diag_embed(e)
+    off = off - off.detach()  # the value stays that of the eigenvalues
+    pairs = off.unsqueeze(-1) * off.unsqueeze(-3)  # (..., i, k, j)
+    inside = value + _divided(kind, e) * off + (_divided_twice(kind, e) * pairs).sum(-2)
+    return q @ inside @ q.mT
 
 
 def matrix_exp(a: Tensor) -> Tensor:
     """Exponential of symmetric matrices ``(..., n, n)``."""
-    return _Spectral.apply(a, "exp")
+    return _spectral("exp", a)
 
 
 def matrix_log(a: Tensor) -> Tensor:
     """Logarithm of symmetric positive-definite matrices ``(..., n, n)``."""
-    return _Spectral.apply(a, "log")
+    return _spectral("log", a)
 
 
 def symmetric_basis(n: int, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
@@ -143,7 +154,8 @@ class SPD(_PositiveDefinite):
     :math:`\langle u, v \rangle_x = \mathrm{tr}(x^{-1} u x^{-1} v)` (Pennec et al. 2006).
 
     Points and tangents have shape ``(..., n, n)``; a tangent is the rate of change of the matrix. Everything is computed
-    after :math:`L^{-1} \cdot L^{-T}` with the Cholesky factor L of x, an isometry that takes x to the unit matrix.
+    after :math:`L^{-1} \cdot L^{-T}` with the Cholesky factor L of x, an isometry that takes x to the unit matrix; float32 in
+    float64, as the condition of x comes in squared.
 
     Args:
         n: size of the matrices; the dimension is n (n + 1) / 2.
@@ -151,18 +163,25 @@ class SPD(_PositiveDefinite):
 
     n: int
 
-    @in_full_precision
+    @in_double_precision
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         r""":math:`L \exp(L^{-1} u L^{-T}) L^T`."""
         root = _cholesky(x)
         return _conjugate(root, matrix_exp(_whiten(root, u)))
 
-    @in_full_precision
+    @in_double_precision
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         root = _cholesky(x)
         return _conjugate(root, matrix_log(_whiten(root, y)))
 
-    @in_full_precision
+    @in_double_precision
+    def dist(self, x: Tensor, y: Tensor) -> Tensor:
+        """Root of the sum of the squared logarithms of the eigenvalues of y in units of x."""
+        squared = matrix_log(_whiten(_cholesky(x), y)).square().sum((-2, -1))
+        is_zero = squared <= 0
+        return torch.where(is_zero, 0.0, squared.where(~is_zero, 1.0).sqrt())
+
+    @in_double_precision
     def inner(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         root = _cholesky(x)
         return (_whiten(root, u) * _whiten(root, v)).sum((-2, -1))
@@ -173,26 +192,26 @@ class SPD(_PositiveDefinite):
     def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
         return _symmetric(v)
 
-    @in_full_precision
+    @in_double_precision
     def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         r""":math:`x\, \mathrm{sym}(g)\, x`."""
         return _symmetric(x @ _symmetric(g) @ x)
 
-    @in_full_precision
+    @in_double_precision
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
         r""":math:`L \sqrt{m}\, (L^{-1} u L^{-T}) \sqrt{m} L^T` with :math:`m = L^{-1} y L^{-T}`."""
         root = _cholesky(x)
         half = matrix_exp(0.5 * matrix_log(_whiten(root, y)))
         return _conjugate(root, _conjugate(half, _whiten(root, u)))
 
-    @in_full_precision
+    @in_double_precision
     def dexp_inv(self, x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         root = _cholesky(x)
         e, q = torch.linalg.eigh(_whiten(root, w))
         change = q.mT @ _whiten(root, v) @ q / _divided("exp", e)
         return _conjugate(root, _conjugate(q, change))
 
-    @in_full_precision
+    @in_double_precision
     def log_exp_volume(self, x: Tensor, u: Tensor) -> Tensor:
         r""":math:`\sum_{i<j} \log\frac{\sinh(\delta_{ij}/2)}{\delta_{ij}/2}` of the differences of the eigenvalues of
         :math:`L^{-1} u L^{-T}`."""
@@ -200,12 +219,12 @@ class SPD(_PositiveDefinite):
         squared = 0.25 * (e.unsqueeze(-1) - e.unsqueeze(-2)) ** 2
         return 0.5 * log_sinhc(squared).sum((-2, -1))
 
-    @in_full_precision
+    @in_double_precision
     def tangent_basis(self, x: Tensor) -> Tensor:
         axes = symmetric_basis(self.n, x.dtype, x.device)
         return _conjugate(_cholesky(x).unsqueeze(-3), axes)
 
-    @in_full_precision
+    @in_double_precision
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         axes = symmetric_basis(self.n, x.dtype, x.device)
         root = _cholesky(x)
@@ -213,7 +232,7 @@ class SPD(_PositiveDefinite):
         inverse = torch.linalg.solve_triangular(root, unit, upper=False)
         return _conjugate(root.unsqueeze(-3), axes), _conjugate(inverse.mT.unsqueeze(-3), axes)
 
-    @in_full_precision
+    @in_double_precision
     def log_volume_element(self, x: Tensor) -> Tensor:
         r""":math:`-\tfrac{n + 1}{2} \log\det x`."""
         return -(self.n + 1) * _cholesky(x).diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -232,11 +251,11 @@ class LogEuclideanSPD(_PositiveDefinite):
 
     n: int
 
-    @in_full_precision
+    @in_double_precision
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
         return _symmetric(matrix_exp(matrix_log(x) + u))
 
-    @in_full_precision
+    @in_double_precision
     def log(self, x: Tensor, y: Tensor) -> Tensor:
         return matrix_log(y) - matrix_log(x)
 
@@ -253,7 +272,7 @@ class LogEuclideanSPD(_PositiveDefinite):
     def riemannian_gradient(self, x: Tensor, g: Tensor) -> Tensor:
         return self._rate_of_exp(x, g, invert=False)  # the map is its own transpose
 
-    @in_full_precision
+    @in_double_precision
     def _rate_of_exp(self, x: Tensor, u: Tensor, *, invert: bool) -> Tensor:
         e, q = torch.linalg.eigh(_symmetric(x))
         slope = _divided("exp", e.log())
@@ -276,7 +295,7 @@ class LogEuclideanSPD(_PositiveDefinite):
         axes = symmetric_basis(self.n, x.dtype, x.device)
         return axes.expand(*x.shape[:-2], *axes.shape)
 
-    @in_full_precision
+    @in_double_precision
     def frame_moves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The rate of change of the matrix that belongs to each rate of change of its logarithm."""
         axes = self.tangent_basis(x)

@@ -58,6 +58,35 @@ class Coordinates(PointFeatures):
         return self.manifold.push_embedding(x, moves, self.harmonics)
 
 
+class NormalCoordinates(PointFeatures):
+    r"""The ``dim`` coordinates of :math:`\log_o x` in the frame at the origin o: as long as x is far.
+
+    Of hyperbolic space and positive-definite matrices, whose own coordinates grow exponentially with the distance or crowd
+    at a boundary.
+
+    Args:
+        manifold: the space.
+
+    Raises:
+        ValueError: if exp is not known to be one-to-one on the manifold.
+    """
+
+    def __init__(self, manifold: Manifold, harmonics: int = 1) -> None:
+        super().__init__()
+        if not manifold.is_hadamard:
+            raise ValueError(
+                f"NormalCoordinates needs a manifold without conjugate points (hyperbolic space, positive-definite matrices), "
+                f"got {manifold}"
+            )
+        self.manifold, self.size = manifold, manifold.dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        space = self.manifold
+        origin = space.origin((), dtype=x.dtype, device=x.device)
+        _, duals = space.frame_moves(origin)
+        return space.log(origin.expand_as(x), x).flatten(-space.tangent_ndim) @ duals.flatten(1).mT
+
+
 class FourierFeatures(PointFeatures):
     r"""The coordinates, and random plane waves of many wavelengths (Tancik et al. 2020, with scales spread out).
 

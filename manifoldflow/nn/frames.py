@@ -1,41 +1,8 @@
 """Networks on manifolds without end: normal coordinates in, frame coordinates out."""
 
-from typing import Any
-
-from torch import Tensor, nn
-
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.nn.features import PointFeatures
+from manifoldflow.nn.features import NormalCoordinates, PointFeatures
 from manifoldflow.nn.mlp import TangentMLP
-
-
-class NormalCoordinates(PointFeatures):
-    r"""The ``dim`` coordinates of :math:`\log_o x` in the frame at the origin o: as long as x is far.
-
-    Of hyperbolic space and positive-definite matrices, whose own coordinates grow exponentially with the distance or crowd
-    at a boundary.
-
-    Args:
-        manifold: the space.
-
-    Raises:
-        ValueError: if exp is not known to be one-to-one on the manifold.
-    """
-
-    def __init__(self, manifold: Manifold) -> None:
-        super().__init__()
-        if not manifold.is_hadamard:
-            raise ValueError(
-                f"NormalCoordinates needs a manifold without conjugate points (hyperbolic space, positive-definite matrices), "
-                f"got {manifold}"
-            )
-        self.manifold, self.size = manifold, manifold.dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        space = self.manifold
-        origin = space.origin((), dtype=x.dtype, device=x.device)
-        _, duals = space.frame_moves(origin)
-        return space.log(origin.expand_as(x), x).flatten(-space.tangent_ndim) @ duals.flatten(1).mT
 
 
 class FrameMLP(TangentMLP):
@@ -48,36 +15,12 @@ class FrameMLP(TangentMLP):
     its velocity instead, an error of the network far out is multiplied by the metric.
 
     Args:
-        manifold, width, depth, options: as for :class:`TangentMLP`; ``features`` are normal coordinates by default.
+        manifold, width, depth, options: as for :class:`TangentMLP`, which is the same where exp is one-to-one (hyperbolic space,
+            positive-definite matrices) unless it is given features.
     """
 
-    def __init__(
-        self,
-        manifold: Manifold,
-        width: int = 256,
-        depth: int = 5,
-        *,
-        features: PointFeatures | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(manifold, width, depth, features=features or NormalCoordinates(manifold), **options)
-        self.tangent_shape = (manifold.dim,)
-        self.net[-1] = nn.Linear(width, manifold.dim)
-        self.manifold: Any = _InFrame(manifold)
-
-
-class _InFrame:
-    """What a :class:`TangentMLP` asks of its manifold, with coordinates in the frame in place of ambient vectors."""
-
-    any_vector_is_tangent = False
-
-    def __init__(self, manifold: Manifold) -> None:
-        self.manifold, self.event_ndim = manifold, manifold.event_ndim
-
-    def to_tangent(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        space = self.manifold
-        weights = coordinates.reshape(coordinates.shape + (1,) * space.tangent_ndim)
-        return (weights * space.tangent_basis(x)).sum(-1 - space.tangent_ndim)
+    def _in_frame(self, manifold: Manifold, features: PointFeatures | None) -> bool:
+        return True
 
 
 __all__ = ["FrameMLP", "NormalCoordinates"]

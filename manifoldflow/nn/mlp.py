@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.base import Manifold
-from manifoldflow.nn.features import Coordinates, LandmarkFeatures, PointFeatures
+from manifoldflow.nn.features import Coordinates, LandmarkFeatures, NormalCoordinates, PointFeatures
 from manifoldflow.numerics import push_along
 
 
@@ -17,7 +17,9 @@ class TangentMLP(nn.Module):
 
     Time enters through Fourier features, the point through ``features``: its coordinates by default (with
     :math:`\sin, \cos` of angles on a torus and quadratic monomials of a quaternion, so that the field is a function of
-    the point and not of its representative).
+    the point and not of its representative). On hyperbolic space and positive-definite matrices, whose coordinates grow
+    exponentially, it sees normal coordinates and returns those in the frame (:class:`FrameMLP`), so that no trajectory runs
+    away to infinity in finite time; ``features=Coordinates(manifold)`` gives the plain form.
 
     Args:
         manifold: the space.
@@ -50,17 +52,24 @@ class TangentMLP(nn.Module):
             raise ValueError(f"width, depth and heads must be at least 1, got {width}, {depth} and {heads}")
         if condition and isinstance(features, LandmarkFeatures):
             raise ValueError("with LandmarkFeatures cond= is the landmarks to hide, so there is no other condition")
-        self.manifold, self.condition, self.frequencies, self.heads = manifold, condition, frequencies, heads
-        self.features = features or Coordinates(manifold, harmonics=frequencies)
+        self.condition, self.frequencies, self.heads = condition, frequencies, heads
+        in_frame = self._in_frame(manifold, features)
+        self.manifold: Any = InFrame(manifold) if in_frame else manifold
+        plain = NormalCoordinates if manifold.is_hadamard else Coordinates
+        self.features = features or plain(manifold, harmonics=frequencies)
         if finest_time is None and isinstance(features, LandmarkFeatures):
             finest_time = features.finest
         if finest_time is not None and not 0 < finest_time < 1:
             raise ValueError(f"finest_time must lie in (0, 1), got {finest_time}")
         self.finest_time = finest_time
         times = frequencies if finest_time is None else 2 * frequencies
-        tangent = manifold.tangent_basis(manifold.origin()).shape[1:]
-        self.tangent_shape = tuple(tangent)
+        tangent = (manifold.dim,) if in_frame else tuple(manifold.tangent_basis(manifold.origin()).shape[1:])
+        self.tangent_shape = tangent
         self._make_layers(self.features.size, 2 * times + condition, width, depth, heads * math.prod(tangent))
+
+    def _in_frame(self, manifold: Manifold, features: PointFeatures | None) -> bool:
+        """Whether the output is coordinates in the frame of the tangent space rather than an ambient vector."""
+        return manifold.is_hadamard and features is None
 
     def forward(self, x: Tensor, t: Tensor, *, cond: Tensor | None = None) -> Tensor:
         """Velocity at points ``x`` of shape ``(..., *event)`` and times ``t`` of leading batch axes."""
@@ -142,6 +151,20 @@ class TangentMLP(nn.Module):
         elif cond is not None and not isinstance(self.features, LandmarkFeatures):
             raise ValueError("this network takes no condition; build it with condition=")
         return parts
+
+
+class InFrame:
+    """What a :class:`TangentMLP` asks of its manifold, with coordinates in the frame in place of ambient vectors."""
+
+    any_vector_is_tangent = False
+
+    def __init__(self, manifold: Manifold) -> None:
+        self.manifold, self.event_ndim = manifold, manifold.event_ndim
+
+    def to_tangent(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        space = self.manifold
+        weights = coordinates.reshape(coordinates.shape + (1,) * space.tangent_ndim)
+        return (weights * space.tangent_basis(x)).sum(-1 - space.tangent_ndim)
 
 
 def silu_and_push(value: Tensor, pushed: Tensor) -> tuple[Tensor, Tensor]:
