@@ -53,6 +53,11 @@ class Keeper(pl.Callback):
         self.interrupted = self.updating = self.pending = False
         self.shown: dict[str, float] = {}
 
+    @property
+    def state_key(self) -> str:
+        """The name of this state in resume files, since version 0.1."""
+        return "_Keeper"
+
     @contextmanager
     def interrupts_between_steps(self) -> Iterator[None]:
         """Within, Ctrl-C waits while the weights are being updated: half an update must not be saved."""
