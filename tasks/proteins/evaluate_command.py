@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from manifoldflow.files import atomic, write_json
@@ -60,6 +61,7 @@ def evaluate(
     designability: bool = False,
     models: Models = "auto",
     chains: Literal["first", "all"] = "first",
+    tm_chains: int = 60,
 ) -> None:
     """Measure backbones: bonds, breaks, clashes, secondary structure, size, diversity, novelty, beside those of natives.
 
@@ -75,6 +77,8 @@ def evaluate(
         models: of a file with several: first, last or each. auto takes each of a file that you name, and leaves
             trajectories and other files of several models out of a folder.
         chains: measure the first chain of each file, or all.
+        tm_chains: TM-scores between designs are of all pairs of so many chains, drawn at random from more; 60 take a
+            minute, 200 ten. 0 leaves them out. Of the models of one file there are none.
     """
     from manifoldflow.tasks.proteins import metrics
     from manifoldflow.tasks.proteins.similarity import ca_traces, mean_pairwise_tm
@@ -96,8 +100,12 @@ def evaluate(
     summary = metrics.summarize(coords, mask, index, reference)
     summary["missing_atoms_per_chain"] = sum(chain.missing for chain in found.chains) / len(found.chains)
     traces = ca_traces(coords, mask)
-    if len(traces) > 1:
-        summary["pairwise_tm"] = mean_pairwise_tm(traces)
+    drawn = traces
+    if 0 < tm_chains < len(traces):
+        order = torch.randperm(len(traces), generator=torch.Generator().manual_seed(0))[:tm_chains]
+        drawn = [traces[i] for i in order.tolist()]
+    if tm_chains > 0 and len(drawn) > 1 and len(set(found.files)) > 1:
+        summary["pairwise_tm"] = mean_pairwise_tm(drawn)
     if novelty:
         scores, _ = novelty_of(traces, reference.traces)
         rows["novelty_tm"], summary["novelty_tm"] = scores, float(scores.mean())
@@ -107,7 +115,7 @@ def evaluate(
 
         result = judge(coords, mask, find_designer(), ESMFold())
         summary |= {k: float(v) for k, v in result.summary().items()}
-    _print(summary, natives, found, Path(designs), data)
+    _print(summary, natives, found, Path(designs), data, len(drawn))
     if out is not None:
         _write_table(Path(out), found, rows, summary, Path(designs))
 
@@ -130,7 +138,12 @@ def _embedded(count: int) -> tuple[Any, dict[str, float]]:
 
 
 def _print(
-    summary: dict[str, float], natives: dict[str, float], found: Backbones, designs: Path, data: str | None
+    summary: dict[str, float],
+    natives: dict[str, float],
+    found: Backbones,
+    designs: Path,
+    data: str | None,
+    drawn: int,
 ) -> None:
     known = {key: (label, kind) for key, label, kind, _ in MEASURES}
     spreads = {f"{key.removesuffix('_mean')}_std" for key in known if key.endswith("_mean")}
@@ -149,6 +162,8 @@ def _print(
     ]
     if data is None:
         notes.append("natives: mean of the chains that the embedded flow was trained on; --data compares with others")
+    if drawn < count and "pairwise_tm" in summary:
+        notes.append(f"TM-score between designs: all pairs of {drawn} of them, drawn at random (--tm-chains)")
     if found.unread:
         notes.append(f"note: the files hold {found.unread} further chains, which are not measured; --chains all does")
     for path, reason in found.left_out:

@@ -106,6 +106,11 @@ def ca_distances(coords: Tensor, mask: Tensor, residue_index: Tensor | None = No
 
 def clashes(coords: Tensor, mask: Tensor, cutoff: float = CLASH) -> Tensor:
     """Number of CA pairs at positions |i - j| >= 2 closer than ``cutoff`` angstrom, (B,)."""
+    count, length = mask.shape
+    chunk = max(1, secondary_structure.CELLS // max(length, 1) ** 2)
+    if count > chunk:  # bounds the memory of the (B, N, N) tables
+        parts = [slice(i, i + chunk) for i in range(0, count, chunk)]
+        return torch.cat([clashes(coords[c], mask[c], cutoff) for c in parts])
     ca = coords[..., CA, :]
     distance = torch.cdist(ca, ca, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode loses 1e-2 angstrom
     pairs = (mask[:, :, None] & mask[:, None]).triu(diagonal=2)

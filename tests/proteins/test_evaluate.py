@@ -144,9 +144,10 @@ def test_neighbours_clash_where_the_numbering_promises_no_bond() -> None:
 def test_clash_counts_do_not_depend_on_how_the_batch_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     coords = 3 * torch.randn(6, 9, 4, 3)
     mask = torch.rand(6, 9) < 0.8
-    whole = metrics.atom_clashes(coords, mask)
+    whole, of_ca = metrics.atom_clashes(coords, mask), metrics.clashes(coords, mask)
     monkeypatch.setattr("manifoldflow.tasks.proteins.secondary_structure.CELLS", 2 * 81)
     assert whole.sum() > 20 and metrics.atom_clashes(coords, mask).tolist() == whole.tolist()
+    assert of_ca.sum() > 5 and metrics.clashes(coords, mask).tolist() == of_ca.tolist()
 
 
 # ---------------------------------------------------------------- files
@@ -240,6 +241,19 @@ def test_trajectories_are_left_out_of_a_folder_and_measured_when_named(tmp_path:
     last = collect(d / "ensemble.pdb", "last").chains[0]
     assert np.abs(last.coords - helix(20)).max() < 1e-3
     assert not any(map(is_trajectory, map(Path, ("trajan.pdb", "mytraject.pdb", "sample.pdb", "contraj.pdb"))))
+
+
+def test_tm_scores_are_of_as_many_chains_as_asked_for_and_of_files_not_models(tmp_path: Path, capsys: Captured) -> None:
+    for k in range(4):
+        put(tmp_path / "d" / f"{k}.pdb", pdb_lines(peptide([HELIX] * (12 + k))))
+    for words, note in (((), False), (("--tm-chains", 3), True)):
+        text = evaluate(capsys, "--designs", tmp_path / "d", "--out", tmp_path / "m.csv", *words)
+        assert json.loads((tmp_path / "m.json").read_text())["pairwise_tm"] > 0.3
+        assert ("all pairs of 3 of them" in text) is note
+    states = put(tmp_path / "m.pdb", models(helix(12), helix(12)))
+    for words in ((tmp_path / "d", "--tm-chains", 0), (states,)):
+        evaluate(capsys, "--designs", *words, "--out", tmp_path / "m.csv")
+        assert "pairwise_tm" not in json.loads((tmp_path / "m.json").read_text())
 
 
 def test_further_chains_are_named_or_measured(tmp_path: Path, capsys: Captured) -> None:
