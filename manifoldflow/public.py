@@ -19,6 +19,7 @@ from manifoldflow.distributions import (
 )
 from manifoldflow.field import Field
 from manifoldflow.flow import Flow
+from manifoldflow.gflownet import GFlowNet, trajectory_balance
 from manifoldflow.manifolds import (
     SO3,
     SPD,
@@ -95,6 +96,7 @@ __all__ = [
     "Exponential",
     "Field",
     "Flow",
+    "GFlowNet",
     "Geodesic",
     "HalfSpace",
     "Independent",
@@ -139,5 +141,6 @@ __all__ = [
     "ode_kernel",
     "save",
     "simulate",
+    "trajectory_balance",
     "trajectory_log_prob",
 ]

@@ -97,10 +97,10 @@ def test_an_own_task_has_a_command_line_and_checkpoints(folder: Path) -> None:
 def test_an_own_job_is_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi")
     monkeypatch.syspath_prepend(str(folder))
-    from testkit.serving import in_process
-
     from pots.serving import PotService
     from pots.task import build
+
+    from testkit.serving import in_process
 
     torch.manual_seed(0)
     file = mf.save(build({"width": 8}), folder / "served.safetensors")

@@ -4,10 +4,10 @@ Each takes ``velocity(x, t) -> tangent state``, the spaces, the state and the tw
 state may have several named fields; every field moves in its own space, all with the same velocity call.
 
 On spheres steps are those of the space around, with a projection after every stage: the field v goes on outside as
-v(project(x)), a smooth field whose trajectories from the sphere stay on it, so every order is kept. Elsewhere the fourth-order step
-is the classical Runge-Kutta method in normal coordinates around the current point: with :math:`x = \exp_{x_n}(w)` the field becomes
-:math:`w' = (d\exp_{x_n})_w^{-1} v`, an ordinary differential equation in one flat space, so the order is kept exactly
-(Munthe-Kaas 1999, generalised from groups to any manifold with ``dexp_inv``).
+v(project(x)), a smooth field whose trajectories from the sphere stay on it, so every order is kept. Elsewhere the
+fourth-order step is the classical Runge-Kutta method in normal coordinates around the current point: with
+:math:`x = \exp_{x_n}(w)` the field becomes :math:`w' = (d\exp_{x_n})_w^{-1} v`, an ordinary differential equation in one flat
+space, so the order is kept exactly (Munthe-Kaas 1999, generalised from groups to any manifold with ``dexp_inv``).
 """
 
 from collections.abc import Callable

@@ -1,0 +1,34 @@
+"""GFlowNets: samplers proportional to a reward, as kernels of actions or of noisy steps under the one simulate."""
+
+from manifoldflow.gflownet.balance import Balance, PinnedBridge
+from manifoldflow.gflownet.env import Env, check_env
+from manifoldflow.gflownet.exact import Enumeration, enumerate_env
+from manifoldflow.gflownet.gflownet import GFlowNet, Mlp
+from manifoldflow.gflownet.hypergrid import Hypergrid
+from manifoldflow.gflownet.kernels import BackwardPolicy, ForwardPolicy
+from manifoldflow.gflownet.losses import (
+    Scores,
+    detailed_balance,
+    log_partition_variance,
+    subtrajectory_balance,
+    trajectory_balance,
+)
+
+__all__ = [
+    "BackwardPolicy",
+    "Balance",
+    "Enumeration",
+    "Env",
+    "ForwardPolicy",
+    "GFlowNet",
+    "Hypergrid",
+    "Mlp",
+    "PinnedBridge",
+    "Scores",
+    "check_env",
+    "detailed_balance",
+    "enumerate_env",
+    "log_partition_variance",
+    "subtrajectory_balance",
+    "trajectory_balance",
+]

@@ -1,0 +1,147 @@
+"""Environments: objects that are built action by action, as pure functions of batched tensor states."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from manifoldflow.state import State, expand_mask, fields, map_state
+
+
+class Env:
+    """Base class of environments.
+
+    A state is a tensor or a dict of tensors with the batch as first axis. There are ``actions`` actions, numbered; each that is
+    allowed leads to one other state, and back again by :meth:`undo`. Objects are the states that are done, and every trajectory
+    is done after ``horizon`` steps; what is done stays. Nothing here may depend on anything but the state, or wait for a device.
+
+    Attributes:
+        horizon: most steps from the initial state to a done one.
+        actions: number A of actions.
+        observed: number of features that :meth:`observe` returns.
+    """
+
+    horizon: int
+    actions: int
+    observed: int
+
+    def initial(self, n: int, *, device: torch.device | str | None = None) -> State:
+        """The one state in which all trajectories begin, n times."""
+        raise NotImplementedError
+
+    def forward_mask(self, x: State) -> Tensor:
+        """Which actions are allowed, bool ``(B, A)``; none where the state is done."""
+        raise NotImplementedError
+
+    def backward_mask(self, x: State) -> Tensor:
+        """Which actions may have led here, bool ``(B, A)``; none at the initial state."""
+        raise NotImplementedError
+
+    def step(self, x: State, action: Tensor) -> State:
+        """The states after allowed actions ``(B,)``."""
+        raise NotImplementedError
+
+    def undo(self, x: State, action: Tensor) -> State:
+        """The states before actions that :meth:`backward_mask` allows."""
+        raise NotImplementedError
+
+    def is_done(self, x: State) -> Tensor:
+        """Whether a state is an object, bool ``(B,)``."""
+        raise NotImplementedError
+
+    def log_reward(self, x: State) -> Tensor:
+        """Logarithm of the reward of objects, ``(B,)``; minus infinity is a reward of 0."""
+        raise NotImplementedError
+
+    def observe(self, x: State) -> Tensor:
+        """What a network sees, ``(B, observed)``."""
+        raise NotImplementedError
+
+    def log_partial_reward(self, x: State) -> Tensor:
+        """Logarithm of the reward that an unfinished state has earned already, for forward-looking losses; that of an object is
+        :meth:`log_reward`.
+
+        Raises:
+            NotImplementedError: the reward belongs to objects alone.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no reward of unfinished states")
+
+    def same(self, x: State, y: State) -> Tensor:
+        """Whether two states are equal, bool ``(B,)``."""
+        equal = [(a == fields(y)[n]).reshape(len(a), -1).all(-1) for n, a in fields(x).items()]
+        return torch.stack(equal).all(0)
+
+    def action(self, x: State, y: State) -> Tensor:
+        """The actions that lead from x to y, ``(B,)``; any number where none does.
+
+        Here by trying all; an environment that knows better is faster.
+        """
+        batch = len(next(iter(fields(x).values())))
+        every = torch.arange(self.actions, device=next(iter(fields(x).values())).device)
+
+        def spread(v: Tensor) -> Tensor:
+            return v.repeat_interleave(self.actions, 0)
+
+        tried = self.step(map_state(spread, x), every.repeat(batch))
+        found = self.same(tried, map_state(spread, y)).reshape(batch, self.actions) & self.forward_mask(x)
+        return found.to(torch.uint8).argmax(-1)
+
+    def hold(self, keep: Tensor, x: State, y: State) -> State:
+        """x where ``keep``, bool ``(B,)``, else y."""
+        return map_state(lambda a, b: torch.where(expand_mask(keep, a), a, b), x, y)
+
+
+def check_env(env: Any, *, trajectories: int = 256, seed: int = 0) -> None:
+    """Check an environment on random trajectories: masks, steps and their inverses, the horizon, done states, rewards.
+
+    Args:
+        env: the environment.
+        trajectories: number of random ones.
+        seed: of the actions.
+
+    Raises:
+        AssertionError: on the first broken promise; says which, and in which state.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x = env.initial(trajectories)
+    assert not bool(env.is_done(x).any()), "the initial state is done"
+    assert not bool(env.backward_mask(x).any()), "backward_mask allows an action at the initial state"
+    for number in range(env.horizon):
+        done, mask = env.is_done(x), env.forward_mask(x)
+        assert mask.shape == (trajectories, env.actions), f"forward_mask has shape {tuple(mask.shape)}"
+        _none(mask[done].any(-1), "forward_mask allows an action of a state that is done", x)
+        _none(~mask.any(-1) & ~done, f"no action is allowed after {number} steps, but the state is not done", x)
+        if bool(done.all()):
+            break
+        weight = mask.double() + done.double().unsqueeze(-1)
+        a = torch.multinomial(weight, 1, generator=generator).squeeze(-1)
+        y, again = env.step(x, a), env.step(x, a)
+        _none(~env.same(y, again), "step is not deterministic: twice the same action, two states", x)
+        y = env.hold(done, x, y)
+        moved = ~done
+        _none(env.same(x, y) & moved, "an allowed action leaves the state as it is", x)
+        back = env.backward_mask(y)
+        assert back.shape == mask.shape, f"backward_mask has shape {tuple(back.shape)}"
+        _none(~back.gather(1, a.unsqueeze(1)).squeeze(1) & moved, "backward_mask forbids the action that led here", y)
+        _none(~env.same(env.hold(done, x, env.undo(y, a)), x) & moved, "undo does not lead back", y)
+        _none((env.action(x, y) != a) & moved, "action(x, y) is not the action that led from x to y", x)
+        for b in range(env.actions):  # every other way here is a way here
+            able = back[:, b] & moved
+            every = torch.full_like(a, b)
+            before = env.hold(~able, x, env.undo(y, every))
+            allowed = env.forward_mask(before)[:, b]
+            _none(able & ~allowed, f"undoing action {b}, which backward_mask allows, leads to where it is forbidden", y)
+            _none(able & ~env.same(env.hold(~able, y, env.step(before, every)), y), f"step does not redo action {b}", y)
+        x = y
+    _none(~env.is_done(x), f"the horizon of {env.horizon} steps is too short: a state is not done", x)
+    value = env.log_reward(x)
+    assert value.shape == (trajectories,), f"log_reward has shape {tuple(value.shape)}, expected ({trajectories},)"
+    _none(value.isnan() | (value == torch.inf), "log_reward is NaN or infinite", x)
+    seen = env.observe(x)
+    assert seen.shape == (trajectories, env.observed), f"observe has shape {tuple(seen.shape)}"
+
+
+def _none(wrong: Tensor, what: str, x: State) -> None:
+    if bool(wrong.any()):
+        where = int(wrong.nonzero()[0])
+        assert not bool(wrong.any()), f"{what}: {map_state(lambda v: v[where].tolist(), x)}"
