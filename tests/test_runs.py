@@ -254,6 +254,21 @@ def test_a_run_that_goes_on_with_more_batches_a_step_takes_that_many_for_each(
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 9
 
 
+def test_what_changed_is_told_and_on_record_with_the_data_and_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stop, scale, data in ((5, 10.0, "a"), (7, 10.0, "a"), (9, 7.0, "b")):
+        flow = sphere_flow()
+        flow.config = {"noise_scale": scale, "width": 16}
+        facts = {"command": f"train --max_steps {stop}", "data": data}
+        fit(flow, batches, config(max_steps=stop), out=tmp_path, facts=facts, resume=True)
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("continuing")]
+    assert told[0] == "continuing at step 5 with max_steps 5 -> 7" and len(told) == 2
+    assert "model.noise_scale 10.0 -> 7.0" in told[1] and "data 'a' -> 'b'" in told[1] and "command" not in told[1]
+    record = facts_of(tmp_path)["continued"]
+    assert [r["step"] for r in record] == [5, 7] and record[1]["changed"]["data"] == ["a", "b"]
+
+
 def test_a_run_that_goes_on_unchanged_has_no_changes_on_record(tmp_path: Path) -> None:
     for stop in (5, 5):
         fit(sphere_flow(), batches, config(max_steps=stop), out=tmp_path, resume=True)

@@ -157,6 +157,7 @@ class TrainingModule(pl.LightningModule):
     def on_save_checkpoint(self, state: dict[str, Any]) -> None:
         state["minutes"] = self.minutes
         state["config"], state["changed"] = asdict(self.config), self.changed
+        state["facts"], state["model"] = self.facts, getattr(self.flow, "config", None)
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         self.minutes_before = self.rate_minutes = state.get("minutes", 0.0)
@@ -175,8 +176,21 @@ class TrainingModule(pl.LightningModule):
         step, before = state["global_step"], state.get("config")
         self.changed = list(state.get("changed", []))
         changes = self.config.changes(before) if before is not None else {}
-        if changes:
-            self.changed.append({"step": step, "changed": {k: [then, now] for k, (then, now) in changes.items()}})
+        others = {"model": getattr(self.flow, "config", None), "facts": self.facts}
+        told = dict(changes)
+        for (
+            kind,
+            now,
+        ) in others.items():  # the model is built, and the data are read, by who calls; here they are recorded
+            then = state.get(kind)
+            for key in sorted({*then, *now}) if isinstance(then, Mapping) and isinstance(now, Mapping) else ():
+                if key != "command" and then.get(key) != now.get(key):
+                    told[key if kind == "facts" else f"model.{key}"] = (then.get(key), now.get(key))
+        if told:
+            self.changed.append({"step": step, "changed": {k: [then, now] for k, (then, now) in told.items()}})
+            if self.trainer.is_global_zero:
+                text = ", ".join(f"{k} {then!r} -> {now!r}" for k, (then, now) in told.items())
+                print(f"continuing at step {step} with {text}", flush=True)
         fresh = self.configure_optimizers()["optimizer"].state_dict()["param_groups"]
         saved = state["optimizer_states"][0]["param_groups"]
         for old, new in zip(saved, fresh, strict=False):
@@ -189,6 +203,14 @@ class TrainingModule(pl.LightningModule):
             for kind in ("current", "total"):
                 progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"][kind]
                 progress.update(dict.fromkeys(("ready", "started", "processed", "completed"), step * many))
+
+
+def _differences(then: Any, now: Any, prefix: str) -> dict[str, tuple[Any, Any]]:
+    """Where two tables differ: ``{prefix + key: (then, now)}``; nothing if one of them is none."""
+    if not isinstance(then, Mapping) or not isinstance(now, Mapping):
+        return {}
+    pairs = {key: (then.get(key), now.get(key)) for key in [*then, *(k for k in now if k not in then)]}
+    return {prefix + key: pair for key, pair in pairs.items() if key != "command" and pair[0] != pair[1]}
 
 
 def share(drawn: Any, rank: int, world: int) -> Any:
