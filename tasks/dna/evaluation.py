@@ -20,7 +20,7 @@ from manifoldflow.tasks.dna.metrics import (
 )
 from manifoldflow.tasks.dna.motifs import Motif, hit_rate, position_profile, site_score
 from manifoldflow.tasks.dna.sequences import SequenceSet
-from manifoldflow.tasks.dna.worth import census, flank_divergence, place_distance, told_apart
+from manifoldflow.tasks.dna.worth import census, flank_divergence, place_distance, sites_of, told_apart
 
 P_VALUE = 1e-4
 """A site counts from the score on that a random one reaches with this probability, in tables and pictures alike."""
@@ -60,9 +60,9 @@ def compare_sets(
 ) -> dict[str, dict[str, Any]]:
     """Every measure of the samples, and the same one of the real test sequences against the rest.
 
-    Words of 3 and 6 letters are compared with the training part, by as many samples as test sequences: the second number is the
-    floor that sampling alone leaves. The classifier is trained on the training part and sees no sample; it judges samples that
-    have classes of the same names.
+    Words, features and rates of many motifs are compared with the training part by as many samples as test sequences, places
+    and flanks by as many sites: the second number is the floor that sampling alone leaves. The classifier is trained on the
+    training part and sees no sample; it judges samples that have classes of the same names.
 
     Args:
         made: the samples.
@@ -97,7 +97,7 @@ def compare_sets(
     for motif in motifs:
         found |= _sites(made, test, train, motif, p_value, strands == "both")
     if collection:
-        rates = [census(s, collection, p_value, both_strands=strands == "both") for s in (made, test, train)]
+        rates = [census(s, collection, p_value, both_strands=strands == "both") for s in (*alike, train)]
         gaps = [100 * float((rate - rates[2]).abs().mean()) for rate in rates[:2]]
         found[f"sites of {len(collection)} motifs, mean gap (points)"] = _pair(*gaps)
     if real.labels is not None:
@@ -107,7 +107,7 @@ def compare_sets(
         right = accuracy(net, made, numbers) if numbers is not None else float("nan")
         found["classifier right"] = _shares((right, len(made)), (accuracy(net, test, test.labels), len(test)))
         some_rows = torch.randperm(len(train), generator=generator)[:FEATURE_ROWS]  # files list class after class
-        features = [features_of(net, s) for s in (made, test, train.rows(some_rows))]
+        features = [features_of(net, s) for s in (*alike, train.rows(some_rows))]
         found["Frechet distance"] = _pair(*(frechet_distance(f, features[2]) for f in features[:2]))
     if apart:
         options: dict[str, Any] = {"steps": classifier_steps}
@@ -144,10 +144,14 @@ def _sites(
         peaks = [peak_of_sites(s, motif, p_value, both) for s in (some, other)]
         found[f"{motif.name} commonest start, {name}"] = _pair(*(float(place) for place, _ in peaks))
         found[f"{motif.name} share there, {name}"] = _pair(*(share for _, share in peaks))
-        if min(rates) * min(len(some), len(other)) < 20:
+        bearers = [sites_of(s, motif, least, both)[0] for s in (some, other)]
+        count = min(map(len, bearers))
+        if count < 20:
             continue  # too few sites for laws of their places and flanks
+        # As many sites of both: the second number is the floor that sampling leaves.
+        pieces = [s.rows(rows[_spread(len(rows), count)]) for s, rows in zip((some, other), bearers, strict=True)]
         for what, measure in (("place (letters)", place_distance), ("flanks (nats)", flank_divergence)):
-            pair = [measure(s, known, motif, least, both_strands=both) for s in (some, other)]
+            pair = [measure(piece, known, motif, least, both_strands=both) for piece in pieces]
             found[f"{motif.name} {what}, {name}"] = _pair(*pair)
     return found
 

@@ -110,6 +110,9 @@ def matrix_of(block: Block) -> np.ndarray:
 def _readings(block: Block) -> list[tuple[str, np.ndarray, str]]:
     """Every way to read the rows: what it is called, ``(W, 4)``, and a consensus that stands beside it."""
     rows = block.rows
+    if len(rows) == 5 and not rows[0].lead and sorted(row.lead for row in rows[1:]) in (list("ACGT"), list("ACGU")):
+        numbers = rows[0].numbers  # a line that counts the places
+        rows = rows[1:] if numbers == [numbers[0] + i for i in range(len(numbers))] else rows
     leads = "".join(row.lead or "-" for row in rows).replace("U", "T")
     tails = "".join(row.tail for row in rows)
     widths = [len(row.numbers) for row in rows]

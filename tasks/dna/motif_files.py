@@ -170,7 +170,8 @@ def _read_meme(text: str) -> list[Motif | str]:
         says = dict(re.findall(r"(\w+)\s*=\s*([-+.\deE]+)", start.group(1)))
         if int(float(says.get("alength", 4))) != 4:
             raise ValueError(f"MEME motif {identifier} has an alphabet of {says['alength']} letters; DNA has four")
-        block = Block(identifier, words[1] if len(words) > 1 else identifier, LETTERS)
+        has_name = len(words) > 1 and words[1:3] != ["width", "="]
+        block = Block(identifier, words[1] if has_name else identifier, LETTERS)
         for line in record[start.end() :].split("\n"):
             row = row_of(line)
             if row is None or row.lead or row.tail:

@@ -31,7 +31,7 @@ from manifoldflow.tasks.dna.evaluation import cell, compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier, fit_classifier, fit_flow
 from manifoldflow.tasks.dna.flow import REPRESENTATIONS, DnaConfig, Representation, load_flow, sample_tokens, sampler
 from manifoldflow.tasks.dna.motifs import Motif, find_motif, read_motifs
-from manifoldflow.tasks.dna.rules import LIKELIHOOD, RULES, as_set, score_rule, some_labels
+from manifoldflow.tasks.dna.rules import LIKELIHOOD, RULES, as_set, score_rule, some_labels, write_set
 from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
@@ -111,6 +111,7 @@ def score_model(
     guidance: float,
     collection: Sequence[Motif] = (),
     classifier_steps: int = 1000,
+    samples: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything about one model: ``{"plain": measures, "guided": measures, "CPU seconds per 1,000": ..., ...}``.
@@ -125,6 +126,7 @@ def score_model(
         guidance: weight of the class in the guided ones.
         collection: motifs to compare the rates of all together.
         classifier_steps: of the classifier that tells samples from data.
+        samples: folder to write them to.
         seed: of the samples.
     """
     flow, config = load_flow(folder)
@@ -138,6 +140,9 @@ def score_model(
     seconds = time.process_time() - began
     each = torch.arange(len(real.classes)).repeat_interleave(count // (2 * len(real.classes)))
     guided = draw(flow, config, each, own_steps, guidance, seed + 1)
+    if samples is not None:
+        for part, made in (("plain", plain), ("guided", guided)):
+            write_set(samples / f"{config.representation}_{part}.fasta", made)
     options: dict[str, Any] = {"judge": judge, "collection": collection, "classifier_steps": classifier_steps}
     row: dict[str, Any] = {
         "plain": compare_sets(plain, real, parts, motifs, apart=True, **options),
@@ -203,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judge, right = fit_classifier(real.rows(parts.train), real.rows(parts.val), steps=a.judge_steps)
     print(f"the judge calls {share_within(right, len(parts.val))} of validation sequences right", flush=True)
     options: dict[str, Any] = {"count": a.num, "collection": known, "classifier_steps": a.judge_steps // 2}
+    options["samples"] = a.out / f"samples_{title}"
     for kind in a.models:
         if kind in kept:
             continue

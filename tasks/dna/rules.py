@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from manifoldflow.tasks.dna.evaluation import P_VALUE, compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier
 from manifoldflow.tasks.dna.markov import ORDER, MarkovChain, PlantedChain
 from manifoldflow.tasks.dna.motifs import Motif, hit_rate, site_score
+from manifoldflow.tasks.dna.reading import write_fasta
 from manifoldflow.tasks.dna.sequences import SequenceSet
 
 RULES = ("markov", "markov_motif")
@@ -54,6 +56,7 @@ def score_rule(
     both_strands: bool,
     collection: Sequence[Motif] = (),
     classifier_steps: int = 1000,
+    samples: Path | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Everything about a trivial law, as for a model; there is nothing to guide."""
@@ -72,6 +75,8 @@ def score_rule(
         here = test.labels == number
         scores[here] = law.log_prob(test.tokens[here]).float()
     made = as_set(tokens, labels, real.classes)
+    if samples is not None:
+        write_set(samples / f"{kind}_plain.fasta", made)
     return {
         "plain": compare_sets(
             made, real, parts, motifs, judge=judge, collection=collection, apart=True, classifier_steps=classifier_steps
@@ -80,6 +85,13 @@ def score_rule(
         "CPU seconds per 1,000": 1000 * seconds / len(labels),
         "samples": [len(made), 0],
     }
+
+
+def write_set(path: Path, made: SequenceSet) -> None:
+    """Samples as FASTA, to be looked at or measured again."""
+    assert made.labels is not None
+    names = [f"s{i} label={made.classes[k]}" for i, k in enumerate(made.labels.tolist())]
+    write_fasta(path, made.tokens, names=names)
 
 
 def some_labels(train: SequenceSet, count: int, seed: int) -> Tensor:

@@ -71,7 +71,7 @@ def _flanks(data: SequenceSet, motif: Motif, least: float, both_strands: bool, r
 
 def census(data: SequenceSet, motifs: Sequence[Motif], p_value: float, *, both_strands: bool = True) -> Tensor:
     """Share of sequences with a site of each of many motifs, ``(M,)`` in float64."""
-    some = data.rows(torch.arange(min(len(data), CENSUS_ROWS)))
+    some = data.rows(torch.linspace(0, len(data) - 1, min(len(data), CENSUS_ROWS)).round().long())
     least = torch.tensor([threshold(motif, p_value) for motif in motifs])
     score = best_hits(some.tokens, motifs, both_strands=both_strands, mask=some.mask).score
     return (score >= least).double().mean(0)

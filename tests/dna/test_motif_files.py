@@ -63,6 +63,15 @@ LAYOUTS = {
     "MEME": (MEME, 1),
     "MEME, nothing said": ("MEME version 5.5\n\nMOTIF M1\nletter-probability matrix:\n" + lines(SHARES), 1),
     "MEME with scores first": (MEME.replace("letter", f"log-odds matrix: w= 6\n{lines(LOG_ODDS)}\nletter"), 1),
+    "counted places": (">M1\n    1 2 3 4 5 6\n" + lines(COUNTS.T, "ACGT", between=" "), 1),
+    "MEME, all of it": (
+        "****\nMEME - Motif discovery tool\n****\nMEME version 4.1\n\n"
+        + MEME.split("\n\n")[-1].replace(
+            "MOTIF M1 FOO\n",
+            "MOTIF  M1\twidth =   6  sites =  20\n\n\tMotif M1 position-specific probability matrix\n---\n",
+        ),
+        1,
+    ),
     "JSON": (
         json.dumps({"matrix_id": "M1", "name": "FOO", "pfm": {c: COUNTS.T[i].tolist() for i, c in enumerate("ACGT")}}),
         1,
