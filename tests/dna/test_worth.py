@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from manifoldflow.tasks.common.splits import Split
 from manifoldflow.tasks.dna.alphabet import reverse_complement
 from manifoldflow.tasks.dna.evaluation import cell, compare_sets, table_rows
 from manifoldflow.tasks.dna.markov import MarkovChain, PlantedChain
@@ -100,3 +101,25 @@ def test_a_rule_passes_the_rate_of_sites_and_not_their_places():
     assert low < rate["samples"] < high and high - low < 0.1
     assert "(" in cell(rate, "samples") and "(" not in cell(place, "samples")
     assert [row[0] for row in table_rows(found)] == list(found)
+
+
+def test_samples_are_compared_with_the_training_part_and_so_are_the_test_sequences():
+    """Three parts of three laws, and samples that copy the training part: only the right comparison calls them copies."""
+    laws = [[0.4, 0.4, 0.1, 0.1], [0.25] * 4, [0.1, 0.1, 0.4, 0.4]]  # of training, validation and test
+    drawn = [
+        torch.multinomial(torch.tensor(p), 60 * 40, True, generator=torch.Generator().manual_seed(k)).reshape(60, 40)
+        for k, p in enumerate(laws)
+    ]
+    drawn[2][:, 10:18] = SITE
+    tokens = torch.cat(drawn)
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    real = SequenceSet([str(i) for i in range(180)], tokens, mask, None, (), 0)
+    parts = Split(*torch.arange(180).split(60))
+    found = compare_sets(real.rows(parts.train), real, parts, [BOX])
+    for name in ("edits to training, median", "edits to training, least"):
+        assert found[name]["samples"] == 0 and found[name]["real"] > 0.2
+    assert found["3-mer correlation"]["samples"] > 0.999 > 0.9 > found["3-mer correlation"]["real"]
+    assert found["6-mer Jensen-Shannon (nats)"]["samples"] < 1e-6 < 0.1 < found["6-mer Jensen-Shannon (nats)"]["real"]
+    assert found["box site, all"]["real"] == 1.0 and found["box site, all"]["samples"] < 0.2
+    assert found["box commonest start, all"]["real"] == 10
+    assert abs(found["GC content"]["samples"] - 0.5) < 0.05
