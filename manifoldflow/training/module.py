@@ -176,16 +176,9 @@ class TrainingModule(pl.LightningModule):
         step, before = state["global_step"], state.get("config")
         self.changed = list(state.get("changed", []))
         changes = self.config.changes(before) if before is not None else {}
-        others = {"model": getattr(self.flow, "config", None), "facts": self.facts}
-        told = dict(changes)
-        for (
-            kind,
-            now,
-        ) in others.items():  # the model is built, and the data are read, by who calls; here they are recorded
-            then = state.get(kind)
-            for key in sorted({*then, *now}) if isinstance(then, Mapping) and isinstance(now, Mapping) else ():
-                if key != "command" and then.get(key) != now.get(key):
-                    told[key if kind == "facts" else f"model.{key}"] = (then.get(key), now.get(key))
+        # The model is built and the data are read by who calls; what changed of them is recorded here.
+        told = changes | _differences(state.get("model"), getattr(self.flow, "config", None), "model.")
+        told |= _differences(state.get("facts"), self.facts, "")
         if told:
             self.changed.append({"step": step, "changed": {k: [then, now] for k, (then, now) in told.items()}})
             if self.trainer.is_global_zero:
