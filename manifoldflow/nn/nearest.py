@@ -36,7 +36,7 @@ class NearestLandmarks(LandmarkFeatures):
         finest: float = 1e-3,
         *,
         nearest: int = 32,
-        sample: int = 1000,
+        sample: int = 4000,
         octaves: tuple[int, int] = (-3, 4),
         hide: Literal["own", "batch"] = "own",
         waves: int = 128,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import manifoldflow as mf
 from manifoldflow.checkpoint import find_checkpoint, read_metadata
 from manifoldflow.tasks.common.files import safe_name
+from manifoldflow.training.config import TrainConfig
 
 Config = TypeVar("Config")
 
@@ -77,3 +78,26 @@ def configured(kind: type[Config], config: Config | dict[str, Any] | None, what:
         return kind(**(config or {}))
     except TypeError as error:
         raise ValueError(f"{what} configuration: {str(error).split('__init__() ')[-1]}") from None
+
+
+def toy_training(steps: int, **settings: Any) -> TrainConfig:
+    """How the toys of the tasks are trained, on one core in minutes: Adam without decay or warm-up, in single precision, quietly.
+
+    Args:
+        steps: optimiser steps.
+        settings: of :class:`manifoldflow.training.TrainConfig` that differ.
+    """
+    fixed: dict[str, Any] = {
+        "max_steps": steps,
+        "weight_decay": 0.0,
+        "betas": (0.9, 0.999),
+        "warmup_steps": 0,
+        "schedule": "cosine",
+        "gradient_clip": 0.0,
+        "precision": "32-true",
+        "validate_every": steps,
+        "checkpoint_every": steps,
+        "log_every": min(100, steps),
+        "progress": False,
+    }
+    return TrainConfig(**(fixed | settings))

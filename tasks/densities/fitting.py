@@ -29,8 +29,10 @@ CHOOSING_ROWS, CHOOSING_STEPS = 256, 80
 training sharpens the field, and the score would choose what was learned first."""
 
 MOST_LANDMARKS = 8000
-"""Above this many training points only the nearest landmarks are looked at, and only where the data are clumped; where they are
-not, plane waves do."""
+"""Above this many training points landmarks are looked at only where the data are clumped; where they are not, plane waves do."""
+
+MOST_SEEN = 20_000
+"""Above this many only a sample of the landmarks and the nearest ones are, which costs less and learns more slowly."""
 
 NEAREST = 32
 """Neighbours that are looked at then."""
@@ -57,7 +59,7 @@ def suited(config: DensityConfig, data: DataSet, train: Tensor) -> DensityConfig
         return replace(torus, finest=made.finest or 0.02, late=False, low_variance=True)
     is_large = len(train) > MOST_LANDMARKS
     if data.space.dim <= 3 and (not is_large or clumping(data.space, train) > 2):
-        near = (made.nearest or NEAREST) if is_large else made.nearest
+        near = made.nearest or (NEAREST if len(train) > MOST_SEEN else 0)
         finest = made.finest or detail(data.space, train)
         return replace(made, features="landmarks", finest=finest, waves=2, wave_length=2.0, nearest=near)
     return replace(made, features="waves", finest=made.finest or COARSE)

@@ -20,8 +20,9 @@ import manifoldflow as mf
 from manifoldflow.distributions import MeshBumps
 from manifoldflow.manifolds.mesh_shapes import bumpy_sphere_mesh, torus_mesh
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import toy_training
 from manifoldflow.tasks.common.seeds import generator_of
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import fit
 
 Kernel = Literal["biharmonic", "diffusion", "commute"]
 SHAPES: dict[str, Callable[[], mf.Mesh]] = {"torus": torus_mesh, "bumpy": bumpy_sphere_mesh}
@@ -50,21 +51,8 @@ def learn(
             steps = start = start + 1
             yield {"x": law.sample((batch,), generator=generator_of(seed, start))}
 
-    config = TrainConfig(
-        max_steps=most,
-        max_minutes=seconds / 60,
-        learning_rate=2e-3,
-        weight_decay=0.0,
-        warmup_steps=0,
-        schedule="cosine",
-        gradient_clip=5.0,
-        ema=0.99,
-        precision="32-true",
-        validate_every=most,
-        log_every=min(100, most),
-        checkpoint_every=most,
-        seed=seed,
-    )
+    options = {"max_minutes": seconds / 60, "gradient_clip": 5.0, "ema": 0.99, "betas": (0.9, 0.99), "progress": True}
+    config = toy_training(most, learning_rate=2e-3, seed=seed, **options)
     return fit(flow, draws, config, out=None), steps
 
 

@@ -25,10 +25,11 @@ from manifoldflow.manifolds.rotation import matrix_to_quaternion, quaternion_to_
 from manifoldflow.metrics import wasserstein
 from manifoldflow.reflow import ReflowConfig, make_pairs, reflow, straightness, transport_cost
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import toy_training
 from manifoldflow.tasks.common.seeds import seeds_of
 from manifoldflow.tasks.common.splits import drawn_batches
 from manifoldflow.tasks.common.tables import markdown, spread
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import fit
 
 SCALE = 0.08
 """Of every mode, in radians."""
@@ -104,21 +105,7 @@ def build(
 
 def train(flow: mf.Flow, data: Tensor, steps: int, batch: int = 512, rate: float = 2e-3, *, seed: int = 0) -> mf.Flow:
     """AdamW with a cosine, averaged weights."""
-    config = TrainConfig(
-        max_steps=steps,
-        learning_rate=rate,
-        weight_decay=0.0,
-        warmup_steps=0,
-        schedule="cosine",
-        gradient_clip=0.0,
-        ema=0.995,
-        precision="32-true",
-        validate_every=steps,
-        checkpoint_every=steps,
-        log_every=max(1, steps // 20),
-        seed=seed,
-        progress=False,
-    )
+    config = toy_training(steps, learning_rate=rate, betas=(0.9, 0.99), ema=0.995, seed=seed)
     return fit(flow, drawn_batches(len(data), batch, seed, lambda rows, _: {"x": data[rows]}), config, out=None)
 
 

@@ -24,9 +24,10 @@ from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.metrics import wasserstein
 from manifoldflow.tasks.common.files import write_json
+from manifoldflow.tasks.common.runs import toy_training
 from manifoldflow.tasks.common.seeds import seeds_of
 from manifoldflow.tasks.common.tables import markdown, spread
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import fit
 
 Kind = Literal["fisher_rao", "linear", "no_sqrt"]
 KINDS: tuple[Kind, ...] = ("fisher_rao", "linear", "no_sqrt")
@@ -160,22 +161,7 @@ def build(kind: Kind) -> mf.Flow:
 
 def train(flow: mf.Flow, data: Tensor, steps: int = 2000, learning_rate: float = 1e-3, *, seed: int = 0) -> mf.Flow:
     """Full-batch Adam with a constant rate and the last weights, as published."""
-    config = TrainConfig(
-        max_steps=steps,
-        learning_rate=learning_rate,
-        weight_decay=0.0,
-        betas=(0.9, 0.999),
-        warmup_steps=0,
-        schedule="constant",
-        gradient_clip=0.0,
-        ema=0.0,
-        precision="32-true",
-        validate_every=steps,
-        checkpoint_every=steps,
-        log_every=max(1, steps // 20),
-        seed=seed,
-        progress=False,
-    )
+    config = toy_training(steps, learning_rate=learning_rate, schedule="constant", ema=0.0, seed=seed)
     return fit(flow, [{"x": data}], config, out=None)
 
 

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import write_json
+from manifoldflow.tasks.common.runs import toy_training
 from manifoldflow.tasks.common.splits import drawn_batches
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import fit
 
 POSITIONS = 4
 MODELS = ("dirichlet", "fisher_rao", "masking", "uniform", "linear")
@@ -90,21 +91,7 @@ def train(flow: mf.Flow, law: Tensor, steps: int, batch: int, seed: int) -> mf.F
         tokens = torch.multinomial(law, batch, replacement=True, generator=generator).T.contiguous()
         return {"x": tokens if isinstance(space, mf.Tokens) else space.one_hot(tokens)}  # type: ignore[union-attr]
 
-    config = TrainConfig(
-        max_steps=steps,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        betas=(0.9, 0.999),
-        warmup_steps=0,
-        schedule="cosine",
-        ema=0.995,
-        precision="32-true",
-        validate_every=steps,
-        log_every=min(100, steps),
-        checkpoint_every=steps,
-        seed=seed,
-        progress=False,
-    )
+    config = toy_training(steps, gradient_clip=1.0, ema=0.995, seed=seed)
     return fit(flow, drawn_batches(1, 1, seed, make), config, out=None)
 
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import manifoldflow as mf
 from manifoldflow.files import atomic, write_json
+from manifoldflow.tasks.common.runs import toy_training
 from manifoldflow.tasks.common.splits import drawn_batches
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import fit
 
 SIDE, FIELDS = 128, 4
 ENTROPY = math.log(SIDE * SIDE / 2)
@@ -71,21 +72,7 @@ def run(kind: str, steps: int, batch: int, count: int, seed: int) -> tuple[dict[
     path = mf.Masking(**options) if space.mask else mf.UniformJump(own_evidence=True, **options)
     flow = mf.Flow(space, PairNet(space.size), path=path)
     flow.time_range = (0.0, 1 - 1e-3)
-    config = TrainConfig(
-        max_steps=steps,
-        learning_rate=1e-3,
-        weight_decay=0.0,
-        betas=(0.9, 0.999),
-        warmup_steps=0,
-        schedule="cosine",
-        ema=0.999,
-        precision="32-true",
-        validate_every=steps,
-        log_every=min(100, steps),
-        checkpoint_every=steps,
-        seed=seed,
-        progress=False,
-    )
+    config = toy_training(steps, gradient_clip=1.0, seed=seed)
 
     def make(_: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         return {"x": board(batch, generator)}

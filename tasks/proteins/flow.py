@@ -9,6 +9,7 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
 from manifoldflow.state import count_of, masked_mean
+from manifoldflow.tasks.common.runs import configured
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames, bonded
 from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 
@@ -64,10 +65,8 @@ def build(config: ProteinConfig | dict[str, Any] | None = None) -> mf.Flow:
 def _as_config(config: ProteinConfig | dict[str, Any] | None) -> ProteinConfig:
     if not isinstance(config, dict):
         return config or ProteinConfig()
-    try:
-        return ProteinConfig(**{**config, "network": NetworkConfig(**config.get("network", {}))})
-    except TypeError as error:
-        raise ValueError(f"protein flow configuration: {str(error).split('__init__() ')[-1]}") from None
+    network = configured(NetworkConfig, config.get("network"), "protein flow")
+    return configured(ProteinConfig, {**config, "network": network}, "protein flow")
 
 
 @dataclass(frozen=True)

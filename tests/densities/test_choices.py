@@ -81,13 +81,15 @@ def test_detail_is_that_of_the_data_and_clumps_are_told_from_smooth_laws():
     assert 1e-4 <= fine < 3e-4
 
 
-def test_many_points_get_their_nearest_landmarks_where_they_are_clumped_and_waves_where_not():
+def test_many_points_get_landmarks_where_they_are_clumped_and_waves_where_not():
     g = torch.Generator().manual_seed(0)
     smooth = suited(DensityConfig(), set_of(SPHERE.sample_uniform((9000,), generator=g)), smooth_points(9000))
     assert (smooth.features, smooth.finest) == ("waves", 0.03)
     x = clumped(300, 30, 3e-4)
     fires = suited(DensityConfig(), set_of(x), x)
-    assert fires.features == "landmarks" and fires.nearest > 0 and fires.finest < 3e-4
+    assert fires.features == "landmarks" and fires.nearest == 0 and fires.finest < 3e-4
+    more = clumped(700, 30, 3e-4)
+    assert suited(DensityConfig(), set_of(more), more).nearest == 32
     few = suited(DensityConfig(), set_of(x[:900]), x[:900])
     assert few.features == "landmarks" and few.nearest == 0
 
