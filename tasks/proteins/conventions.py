@@ -34,6 +34,7 @@ RESIDUES: dict[str, dict[str, str]] = {
     },
     "Schrodinger, Desmond": {"ARN AR0": "R", "CYT": "C", "TYO": "Y"},
     "Rosetta": {"CYD CYZ CYV": "C", "HIS_": "H"},
+    "Tinker, AMOEBA": {"LYD": "K", "TYD": "Y"},
     "FoldX": {"H1S H2S": "H"},
     "CYANA, CNS": {
         "HIS+ HIST": "H",
@@ -70,6 +71,7 @@ WATERS = frozenset("HOH WAT H2O DOD D2O SOL TIP TIP3 TIP4 TIP5 TP3 TP4 TP5 T3P T
 @functools.cache
 def is_amino_acid(name: str) -> bool:
     """Whether the name is an amino acid's, by the dictionary or by the conventions of other programs."""
+    name = name.upper()
     return name in THREE_LETTER or _told(name) is not None or _is_linking(name)
 
 
@@ -81,6 +83,7 @@ def residue_type(name: str, hetero: bool = False) -> int:
         name: as written, up to four letters and more.
         hetero: of a HETATM record. There the PDB's dictionary comes first: its HSE is homoserine, its GLH a glutamine.
     """
+    name = name.upper()
     if name in THREE_LETTER:
         return THREE_LETTER.index(name)
     told = _told(name)

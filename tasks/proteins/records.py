@@ -127,14 +127,22 @@ def read_pdb(text: str, model: int | None, tokens: bool = False) -> tuple[list[A
 
 
 def _has_wide_chains(lines: list[str]) -> bool:
-    """Whether column 21 belongs to the chain: a name of three letters that is known stands before it, not one of four."""
-    return any(
-        line[20:22].strip() == line[20:22] != ""
-        and is_amino_acid(line[17:20].strip())
-        and not is_amino_acid(line[17:21].strip())
-        for line in lines
-        if len(line) > 21 and line[20] != " "
-    )
+    """Whether column 21 belongs to the chain, not to the residue's name.
+
+    It does where two residues in a row have the same letters in columns 21 and 22, with a name of three letters before
+    that is known and none of four that is: one residue called CYSX is not a chain XA.
+    """
+    before = ("", "")
+    for line in lines:
+        chain, place = line[20:22], line[20:27]
+        if place == before[1] or not is_amino_acid(line[17:20].strip()):
+            continue
+        if " " in chain or len(chain) < 2 or is_amino_acid(line[17:21].strip()):
+            chain = ""
+        if chain and chain == before[0]:
+            return True
+        before = (chain, place)
+    return False
 
 
 def _fixed(line: str, where: int, block: int, is_wide: bool) -> tuple[Any, ...] | None:

@@ -162,6 +162,10 @@ def test_two_letter_chains_and_four_letter_residues_share_a_column(tmp_path: Pat
     names = ["NALA", "HISD", "LYSH", "CYS2", "ASPP", "CALA"]
     narrow = write(tmp_path / "narrow.pdb", pdb_lines(HELIX, residues=names))
     assert sizes(narrow) == [("A", 6)] and read_structure(narrow)[0].sequence == "AHKCDA"
+    nobody = write(tmp_path / "x.pdb", pdb_lines(HELIX, residues=["ALA", "CYSX", "ALA", "GLYP", "Gly", "ala"]))
+    assert sizes(nobody) == [("A", 6)] and read_structure(nobody)[0].sequence == "AXAXGA"
+    mixed = write(tmp_path / "m.pdb", pdb_lines(HELIX, chain="Z"), pdb_lines(FAR, chain="AA", residues="GLY"))
+    assert sizes(mixed) == [("Z", 6), ("AA", 6)]
 
 
 def test_long_numbers_hybrid_36_and_long_serials(tmp_path: Path) -> None:
