@@ -23,8 +23,10 @@ from manifoldflow.tasks.dna.flow import (
     sample_tokens,
     sampler,
 )
+from manifoldflow.tasks.dna.markov import ORDER
 from manifoldflow.tasks.dna.motifs import find_motif, read_motifs
 from manifoldflow.tasks.dna.reading import read_sequences, write_fasta
+from manifoldflow.tasks.dna.rules import held_out
 from manifoldflow.tasks.dna.serving.commands import serve
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
@@ -97,7 +99,7 @@ def train(
     )
     if loaded.note:
         print(loaded.note)
-    fit_flow(
+    flow = fit_flow(
         loaded.rows(parts.train),
         loaded.rows(parts.val),
         config,
@@ -108,6 +110,13 @@ def train(
         resume=resume,
         facts=facts,
     )
+    scores = held_out(flow, loaded.rows(parts.train), loaded.rows(parts.test), both_strands=both_strands)
+    if scores is not None:
+        verdict = "" if scores[0] < scores[1] else "; the chain is better: train longer"
+        print(
+            f"test sequences: an NLL of at most {scores[0]:.3f} nats per letter; a Markov chain of order {ORDER} has "
+            f"{scores[1]:.3f}{verdict}"
+        )
     print(f"wrote {folder / 'model.safetensors'}; try: manifoldflow sample dna --checkpoint {folder} --num 100")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import manifoldflow as mf
 from manifoldflow.tasks.common.splits import Split
 from manifoldflow.tasks.dna.evaluation import P_VALUE, compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier
@@ -92,6 +93,35 @@ def write_set(path: Path, made: SequenceSet) -> None:
     assert made.labels is not None
     names = [f"s{i} label={made.classes[k]}" for i, k in enumerate(made.labels.tolist())]
     write_fasta(path, made.tokens, names=names)
+
+
+def held_out(
+    flow: mf.Flow, train: SequenceSet, test: SequenceSet, *, both_strands: bool, rows: int = 256, samples: int = 16
+) -> tuple[float, float] | None:
+    """The NLL of held-out sequences, nats per letter: a bound from above by a flow, and that of a Markov chain of every class.
+
+    None for a flow without a bound, and for sequences of several lengths.
+
+    Args:
+        flow: with the classes of the data, or without.
+        train: what the chain is fitted to.
+        test: of which some are scored.
+        both_strands: whether the chain counts both.
+        rows: sequences that are scored at most.
+        samples: times that the bound is averaged over.
+    """
+    if not isinstance(flow.spaces, mf.Tokens) or not bool(train.mask.all() and test.mask.all()):
+        return None
+    some = test.rows(torch.arange(min(len(test), rows)))
+    cond = some.labels if (flow.config or {}).get("classes") else None
+    with torch.no_grad():
+        bound = flow.elbo(some.tokens, samples=samples, cond=cond, generator=torch.Generator().manual_seed(0))
+    labels = [torch.zeros(len(s), dtype=torch.int64) if cond is None else s.labels for s in (train, some)]
+    total = 0.0
+    for number in labels[1].unique().tolist():  # type: ignore[union-attr]
+        chain = MarkovChain.fit(train.tokens[labels[0] == number], both_strands=both_strands)
+        total -= float(chain.log_prob(some.tokens[labels[1] == number]).sum())
+    return float(-bound.mean()) / some.tokens.shape[1], total / some.tokens.numel()
 
 
 def some_labels(train: SequenceSet, count: int, seed: int) -> Tensor:

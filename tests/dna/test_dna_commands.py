@@ -1,6 +1,7 @@
 """The commands from a file to judged samples, on generated sequences with a planted word."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -167,6 +168,10 @@ def test_classes_come_from_the_column_that_is_named(tmp_path, capsys):
     assert main(["train", "dna", "--data", str(path), "--out", run, "--label_column", "cell", *tiny]) == 0
     said = capsys.readouterr().out
     assert "classes H, K" in said and "classes from the column cell" in said
+    # after two steps the baseline is better, and the run says so
+    assert re.search(
+        r"NLL of at most \d\.\d+ nats per letter; a Markov chain of order 5 has \d\.\d+; the chain is better", said
+    )
     assert mf.load(run).config["classes"] == "H,K"
     made = str(tmp_path / "made.fa")
     assert (

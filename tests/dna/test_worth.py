@@ -9,9 +9,11 @@ import torch
 from manifoldflow.tasks.common.splits import Split
 from manifoldflow.tasks.dna.alphabet import reverse_complement
 from manifoldflow.tasks.dna.evaluation import cell, compare_sets, table_rows
+from manifoldflow.tasks.dna.flow import DnaConfig, build
 from manifoldflow.tasks.dna.markov import MarkovChain, PlantedChain
 from manifoldflow.tasks.dna.matrices import Motif
 from manifoldflow.tasks.dna.motifs import site_score
+from manifoldflow.tasks.dna.rules import held_out
 from manifoldflow.tasks.dna.sequences import SequenceSet
 from manifoldflow.tasks.dna.sets import load_set
 from manifoldflow.tasks.dna.splits import split
@@ -123,3 +125,19 @@ def test_samples_are_compared_with_the_training_part_and_so_are_the_test_sequenc
     assert found["box site, all"]["real"] == 1.0 and found["box site, all"]["samples"] < 0.2
     assert found["box commonest start, all"]["real"] == 10
     assert abs(found["GC content"]["samples"] - 0.5) < 0.05
+
+
+def test_held_out_scores_stand_beside_those_of_a_chain():
+    torch.manual_seed(0)
+    data = load_set("planted").rows(torch.arange(600))
+    train, test = data.rows(torch.arange(500)), data.rows(torch.arange(500, 600))
+    flow = build(DnaConfig(length=80, classes="plain,tata", width=8, kernel=3))
+    bound, chain = held_out(flow, train, test, both_strands=False, samples=4)
+    expected = [
+        MarkovChain.fit(train.tokens[train.labels == k]).log_prob(test.tokens[test.labels == k]).sum() for k in (0, 1)
+    ]
+    assert abs(chain + float(sum(expected)) / 8000) < 1e-9
+    assert bound > chain and abs(bound - math.log(4)) < 0.3  # untrained: letters at random
+    assert (
+        held_out(build(DnaConfig(length=80, representation="linear", width=8)), train, test, both_strands=False) is None
+    )
