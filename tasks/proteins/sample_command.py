@@ -124,8 +124,8 @@ def sample(
     older = structure_files(target) if target.is_dir() else []
     flow = mf.load(checkpoint, device=where)
     wanted = lengths if layouts else [n for n in lengths for _ in range(num)]
-    check_length(checkpoint, wanted, any_length)
     check_memory(flow, max(lengths), min(batch_size, len(wanted)), where)
+    check_length(checkpoint, wanted, any_length)  # last: what it says is for those that will be made
     generator = torch.Generator(where).manual_seed(seed)
     names = [f"sample_{i:03d}" for i in range(len(wanted))]
     made: list[Path] = []
