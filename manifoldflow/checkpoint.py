@@ -95,9 +95,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         metadata = file.metadata() or {}
     written = metadata.get("format", "")
     if written != FORMAT and written.startswith(FORMAT.rstrip("0123456789")):
+        version = _printable(metadata.get("version", "?"), 40)
         raise ValueError(
-            f"{path}: written by manifoldflow {metadata.get('version', '?')} in the format {written!r}, which version "
-            f"{__version__} cannot read; pip install -U manifoldflow"
+            f"{path}: written by manifoldflow {version} in the format {written[:80]!r}, which version {__version__} cannot "
+            "read; pip install -U manifoldflow"
         )
     if written != FORMAT:
         raise ValueError(f"{path}: not a manifoldflow checkpoint (it has no format entry {FORMAT!r})")
@@ -107,9 +108,10 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except (KeyError, ValueError, RecursionError) as error:  # a number of 5,000 digits is a ValueError, too
         what = "nested too deeply" if isinstance(error, RecursionError) else _short(error)
         raise ValueError(f"{path}: the checkpoint's metadata is damaged ({what}); copy or train it again") from None
-    if not isinstance(parsed["training"], dict) or not isinstance(parsed["shared"], dict):
+    named = parsed["shared"].values() if isinstance(parsed["shared"], dict) else [None]
+    if not isinstance(parsed["training"], dict) or not all(isinstance(name, str) for name in named):
         raise ValueError(f"{path}: the checkpoint's metadata is damaged (no table of facts); copy or train it again")
-    return {"builder": "", "version": "?", **metadata, **parsed}
+    return {"builder": "", **metadata, **parsed, "version": _printable(metadata.get("version", "?"), 40)}
 
 
 @overload
@@ -141,7 +143,7 @@ def load(path: str | Path, *, device: torch.device | str | None = None, into: nn
         with _open(path) as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}
     except SafetensorError as error:
-        raise ValueError(f"{path}: the checkpoint is damaged ({error}); copy or train it again") from None
+        raise ValueError(f"{path}: the checkpoint is damaged ({_short(error)}); copy or train it again") from None
     for name, first in metadata["shared"].items():
         if first in weights:
             weights[name] = weights[first]
@@ -149,11 +151,11 @@ def load(path: str | Path, *, device: torch.device | str | None = None, into: nn
     for name, value in weights.items():  # a buffer may hold infinities, say the logits of what is forbidden
         if value.is_floating_point() and not bool((value.isfinite() if name in learned else ~value.isnan()).all()):
             raise ValueError(
-                f"{path}: the weight {name!r} holds NaN or infinity; the training diverged, or it is damaged"
+                f"{path}: the weight {name[:80]!r} holds NaN or infinity; the training diverged, or it is damaged"
             )
     try:
         flow.load_state_dict(weights)
-    except RuntimeError as error:
+    except Exception as error:  # a RuntimeError, or what a layer with tables of its own makes of a wrong shape
         raise ValueError(
             f"{path}: the weights (saved by version {version}) do not fit the flow: {_short(error)}"
         ) from None
@@ -237,8 +239,13 @@ class _Bounded(TorchDispatchMode):
 def _short(value: Any, most: int = 300) -> str:
     """One line about an error or a value, of a length that a message can carry."""
     text = str(value) if isinstance(value, BaseException) else json.dumps(value)[: 10 * most]
-    text = " ".join(text.split()) or type(value).__name__
-    return text if len(text) <= most else text[:most] + " ..."
+    return _printable(text or type(value).__name__, most)
+
+
+def _printable(text: str, most: int) -> str:
+    """Text that a file holds, for a message: one line, no codes that a terminal acts on, not too long."""
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(text[: 10 * most].split()))
+    return shown if len(shown) <= most else shown[:most] + " ..."
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -270,7 +277,7 @@ def _open(path: Path) -> Any:
         return safe_open(str(path), framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"{path}: cannot be read as a checkpoint, it is damaged or cut off ({error}); copy or train it again"
+            f"{path}: cannot be read as a checkpoint, it is damaged or cut off ({_short(error)}); copy or train it again"
         ) from None
 
 

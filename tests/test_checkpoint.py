@@ -304,6 +304,31 @@ def test_facts_that_are_no_table_are_one_clear_error(saved: Path, facts: str) ->
     assert "metadata is damaged" in fails(altered(saved, shared=facts))
 
 
+@pytest.mark.parametrize("shared", ['{"a": []}', '{"a": null}', '{"a": {"b": 1}}'])
+def test_names_of_shared_weights_that_are_none_are_one_clear_error(saved: Path, shared: str) -> None:
+    assert "metadata is damaged" in fails(altered(saved, shared=shared))
+
+
+def test_what_a_file_says_of_itself_cannot_fill_or_colour_the_terminal(saved: Path) -> None:
+    loud = "9.1\n\x1b[31mall is well\x07" + "x" * 100_000
+    config = checkpoint.read_metadata(saved)["config"]
+    for changes in (
+        {"version": loud, "config": json.dumps(config | {"wings\n\x1b[31m" + "y" * 10_000: 2})},
+        {"version": loud, "format": "manifoldflow-checkpoint-2" + loud},
+        {"builder": loud},
+        {"version": loud, "config": json.dumps(loud)},
+    ):
+        message = fails(altered(saved, **changes))  # which is one line of less than 500 letters
+        assert message.isprintable(), message
+
+
+def test_a_weight_with_a_name_of_any_length_is_one_clear_error(saved: Path) -> None:
+    with safe_open(str(saved), framework="pt") as file:
+        facts = file.metadata()
+    save_file({**load_file(saved), "w" * 10_000: torch.full((2,), math.nan)}, saved, metadata=facts)
+    assert "holds NaN" in fails(saved)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, value: float) -> None:
     flow = build(ProteinConfig(network=SMALL))
@@ -454,3 +479,15 @@ def test_a_file_in_the_working_folder_wins_over_an_embedded_name(
     shutil.copy(saved, tmp_path / "proteins")
     monkeypatch.chdir(tmp_path)
     assert checkpoint.read_metadata("proteins")["training"] == {"steps": 7}
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/full"])
+def test_saving_to_a_device_leaves_it_a_device(device: str) -> None:
+    if not Path(device).is_char_device():
+        pytest.skip(f"{device} is no device here")
+    if device == "/dev/full":
+        with pytest.raises(OSError, match="No space left"):
+            mf.save(sphere_flow(), device)
+    else:
+        mf.save(sphere_flow(), device)
+    assert Path(device).is_char_device()
