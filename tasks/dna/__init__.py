@@ -22,7 +22,7 @@ EXAMPLES = {
     "train": "manifoldflow train dna --data peaks.fasta --both_strands true --model.representation dirichlet",
     "sample": "manifoldflow sample dna --checkpoint runs/dna/peaks_masking --label ctcf --guidance 2 --num 500",
     "plot": "manifoldflow plot dna --samples designs.fasta --data promoters --motifs jaspar.pfm --motif MA0108.2 --origin 200",
-    "serve": "manifoldflow serve dna --checkpoints [runs/peaks] --motifs jaspar.pfm --motif MA0139.1,MA0080.4",
+    "serve": "manifoldflow serve dna --checkpoints runs/peaks --motifs jaspar.pfm --motif MA0139.1,MA0080.4",
     "evaluate": "manifoldflow evaluate dna --samples designs.fasta --data peaks.fasta",
 }
 

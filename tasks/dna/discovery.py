@@ -131,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from manifoldflow.tasks.dna.designer import SequenceDesigner
 
     parser = argparse.ArgumentParser(description="Fit the motifs of the embedded flows to their own designs.")
-    parser.add_argument("--num", type=int, default=600, help="designs of each class")
-    parser.add_argument("--steps", type=int, default=64, help="sampling steps")
+    parser.add_argument("--num", type=int, default=300, help="designs of each class")
+    parser.add_argument("--steps", type=int, default=48, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=2.0, help="weight of the class")
     parser.add_argument("--out", default=str(data_path(FILE)), help="file to write")
     options = parser.parse_args(arguments)

@@ -14,6 +14,7 @@ import manifoldflow as mf
 from manifoldflow.tasks.dna.alphabet import decode
 from manifoldflow.tasks.dna.flow import DnaConfig, build
 from manifoldflow.tasks.dna.reading import read_sequences
+from testkit import serving
 from testkit.chromium import CHROMIUM, Browser
 
 pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
@@ -36,27 +37,12 @@ LENGTH = 251
 FORM = {"n": 12, "seed": 5, "steps": 2, "motif": "tatatata", "at": 31, "least": 20, "most": 80}
 
 
-class Held:
+class Held(serving.Held):
     """The models in a thread of this process, behind a gate: a worker of its own would take seconds to start."""
 
     def __init__(self, models, motifs):
-        served = Catalogue(DnaService(motifs), models).served
-        self.desk = Bench(DnaService.loader, list(served.values()), threads=1)
-        self.is_ready, self.starts, self.rates, self.replaced, self.gate = True, 1, {}, (), threading.Event()
-        self.gate.set()
-
-    def ensure(self):
-        pass
-
-    def check(self):
-        return True
-
-    def close(self):
-        self.gate.set()
-
-    def call(self, message, timeout):
-        self.gate.wait(timeout)
-        return self.desk.answer(message)
+        super().__init__(DnaService.loader, models)
+        self.desk = Bench(DnaService.loader, list(Catalogue(DnaService(motifs), models).served.values()), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +53,8 @@ def server(tmp_path_factory):
     models = {}
     for name, classes in made.items():
         models[name] = folder / f"{len(models)}.safetensors"
-        mf.save(build(DnaConfig(length=LENGTH, classes=classes, width=8, kernel=5)), models[name])
+        facts = {"source": {"data": "promoters"}}
+        mf.save(build(DnaConfig(length=LENGTH, classes=classes, width=8, kernel=5)), models[name], training=facts)
     motifs = folder / "motifs.pfm"
     motifs.write_text(MOTIFS)
     app = create_app(models, motifs=motifs, timeout=120, worker=Held(models, motifs))
@@ -136,6 +123,7 @@ def fill(page, **changes):
     write(page, "motifs.querySelectorAll('input')[0]", values["motif"])
     write(page, "motifs.querySelectorAll('input')[1]", values["at"])
     page.run("enzymes.querySelector('[value=GAATTC]').click()")
+    write(page, "fixed", values.get("fixed", ""))
     for name, control in (
         ("n", "n"),
         ("steps", "steps"),
@@ -278,6 +266,68 @@ def test_the_logo_is_the_information_of_the_designs(shown):
     assert f"less {3 / (2 * np.log(2) * 12):.2f} bits" in shown.run("legend.innerText")
 
 
+def test_the_page_says_what_a_model_learned_and_where_transcription_starts(shown):
+    hint = shown.run("document.getElementById('model-hint').innerText")
+    assert hint == (
+        "Writes 251 letters. Learned from promoters and other DNA (Arabidopsis and mouse). "
+        "It starts from blanks and fills them in. Position 201 is the start of transcription."
+    )
+    assert "count from 1 here, from 0 in the API" in shown.run("document.getElementById('motifs-hint').innerText")
+    assert shown.run("settings.innerText") == (
+        "251 letters · 2 steps · guidance 1 · TATATATA kept at 31 · GC 20 to 80% · without GAATTC"
+    )
+    left, first, last = shown.run(
+        "(() => { const box = (at) => { const walk = document.createTreeWalker(document.querySelector('.letters-line'),"
+        " NodeFilter.SHOW_TEXT); let seen = 0; while (walk.nextNode()) { const n = walk.currentNode.length; if (at < seen + n) {"
+        " const r = document.createRange(); r.setStart(walk.currentNode, at - seen); r.setEnd(walk.currentNode, at - seen + 1);"
+        " return r.getBoundingClientRect() } seen += n } }; return [document.querySelector('.mark').getBoundingClientRect().left,"
+        " box(200).left, box(200).right] })()"
+    )
+    assert first - 1 < left < last, "the mark is not at its letter"
+
+
+def test_designs_are_scored_at_a_button_as_the_interface_scores_them(server, page):
+    designed(page, n=3)
+    page.run("document.getElementById('score').click()")
+    page.wait("document.querySelector('.viewer.is-scored') && !document.getElementById('score').disabled", 60)
+    body = {"sequences": read_rows(page), "label": "tata"}
+    scores = httpx.post(server[1] + "v1/score", json=body, timeout=60).json()["scores"]
+    told = page.run("[...document.querySelectorAll('.design .score')].map((e) => e.innerText)")
+    assert [float(text) for text in told] == pytest.approx(scores, abs=5.1e-4)
+    assert f"score={scores[0]:.4f}"[:-1] in download(page).read_text()
+
+
+def test_the_page_works_under_the_prefix_of_a_proxy(server, chromium):
+    from fastapi import FastAPI
+
+    outer = FastAPI()
+    outer.mount("/user/ann/proxy/8000", server[0])
+    listener = socket.create_server(("127.0.0.1", 0))
+    running = uvicorn.Server(uvicorn.Config(outer, log_level="warning", ws="none", lifespan="off"))
+    thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
+    thread.start()
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/user/ann/proxy/8000/"
+    try:
+        chromium.show()
+        chromium.open(address, "!!window.design && !design.disabled && label.options.length > 1")
+        designed(chromium, n=2)
+        assert len(read_rows(chromium)) == 2 and not chromium.troubles
+        assert all(url.startswith((address, "data:", "blob:")) for url in chromium.requests), chromium.requests
+        chromium.open(address + "docs", "!!document.querySelector('.opblock')")
+        assert not chromium.troubles
+        assert all(url.startswith((address, "data:", "blob:")) for url in chromium.requests), chromium.requests
+        chromium.run("[...document.querySelectorAll('.opblock-summary-control')].at(-1).click()")  # health, and try it
+        chromium.wait("!!document.querySelector('.try-out__btn')")
+        chromium.run("document.querySelector('.try-out__btn').click()")
+        chromium.wait("!!document.querySelector('.execute')")
+        chromium.run("document.querySelector('.execute').click()")
+        chromium.wait("!!document.querySelector('.live-responses-table')")
+        assert address + "healthz" in chromium.requests
+    finally:
+        running.should_exit = True
+        thread.join(20)
+
+
 def test_the_downloaded_fasta_holds_the_designs(server, shown):
     path = download(shown)
     assert path.name == f"tiny_{datetime.date.today().isoformat()}.fasta"
@@ -318,6 +368,15 @@ def test_a_bad_motif_is_explained_at_its_field(server, page):
         ({"motif": ""}, "motifs", "Which letters"),
         ({"least": 81}, "gc_range", "must not be the larger one"),
         ({"steps": 501}, "steps", "from 1 to 500"),
+        ({"fixed": "ACGTNNNNACGT"}, "fixed", "The template has 12 letters, the sequences have 251: fill it up with N"),
+        ({"fixed": "NNNX"}, "fixed", "X at position 4 is no letter of DNA"),
+        ({"fixed": 252 * "N"}, "fixed", "take 1 away"),
+        ({"fixed": "GAATTC" + 245 * "N"}, "fixed", "The fixed letters hold the site GAATTC"),  # the server's words
+        (
+            {"least": 79.99, "most": 79.991},
+            "gc_range",
+            "holds no share that 251 letters can have",
+        ),  # the server's words
     ],
 )
 def test_mistakes_are_told_at_their_fields(page, changes, field, words):

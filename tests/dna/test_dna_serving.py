@@ -1,7 +1,6 @@
 """The server designs what the library designs, shares calls between requests, refuses what is wrong in one line, and lives on."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -21,18 +20,16 @@ pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
-from manifoldflow.serving.calls import Served  # noqa: E402
 from manifoldflow.serving.jobs import gather, requeue  # noqa: E402
 from manifoldflow.serving.pace import Pace  # noqa: E402
 from manifoldflow.serving.worker import Bench, WorkerLost  # noqa: E402
 from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
 from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob  # noqa: E402
 from manifoldflow.tasks.dna.serving.service import DnaService  # noqa: E402
+from testkit import serving  # noqa: E402
+from testkit.serving import WAIT, check_refusal, client_of, until  # noqa: E402
 
 MOTIF = ">MA0000.1 box\nA [ 0 9 0 9 0 9 0 9 ]\nC [ 0 0 0 0 0 0 0 0 ]\nG [ 0 0 0 0 0 0 0 0 ]\nT [ 9 0 9 0 9 0 9 0 ]\n"
-WAIT = 120
-"""Seconds after which a test of a real server fails; on a busy machine a worker needs more than ten to start."""
-
 QUICK = {"steps": 2, "n": 3}
 
 
@@ -51,73 +48,19 @@ def models(folder):
     return {name: f"{folder}/{name}.safetensors" for name in ("tiny", "simplex")}
 
 
-class Held:
+class Held(serving.Held):
     """The models in this process, behind a gate that the test opens; it may be told to fail."""
 
     def __init__(self, folder, is_open=True):
-        self.desk = Bench(DnaService.loader, [Served(name, str(path)) for name, path in models(folder).items()])
-        self.is_ready, self.starts, self.rates, self.calls, self.faults, self.replaced = False, 0, {}, [], [], ()
-        self.gate, self.patience = threading.Event(), None
-        if is_open:
-            self.gate.set()
-
-    def ensure(self):
-        self.starts += not self.is_ready
-        self.is_ready = True
-
-    def check(self):
-        return self.is_ready
-
-    def close(self):
-        self.gate.set()
-
-    def call(self, message, timeout):
-        self.calls.append(message)
-        if not self.gate.wait(self.patience or timeout):
-            self.is_ready = False
-            raise WorkerLost("the worker gave no answer")
-        if self.faults and (fault := self.faults.pop(0)(message)) is not None:
-            self.is_ready = False
-            raise fault
-        return self.desk.answer(message)
+        super().__init__(DnaService.loader, models(folder), is_open)
 
 
-@contextlib.asynccontextmanager
-async def client_of(folder, **options):
-    app = create_app(models(folder), **options)
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=WAIT) as client:
-            client.app = app
-            yield client
-
-
-async def until(condition):
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, f"it did not happen within {WAIT} s"
-        await asyncio.sleep(0.005)
-
-
-def in_process(folder, body, is_open=True, **options):
+def in_process(folder, body, is_open=True, motifs=None, **options):
     """Run a coroutine function on a client of a server whose models are in this process."""
-    held = Held(folder, is_open)
-
-    async def run():
-        async with client_of(folder, worker=held, **options) as client:
-            return await body(client, held)
-
-    return asyncio.run(run())
+    return serving.in_process(DnaService(motifs), models(folder), body, is_open, **options)
 
 
 # -------------------------------------------------------------------- what cannot be met
-
-
-def check_refusal(response, status, words):
-    assert response.status_code == status, response.text
-    detail = response.json()["detail"]
-    assert isinstance(detail, str) and "\n" not in detail and words in detail, detail
-    assert len(detail) < 400 and detail.isprintable()
 
 
 BAD = [
@@ -382,7 +325,7 @@ def test_motif_sites_of_designs_are_told_on_either_strand(folder):
         held = Held(folder)
         known = Catalogue(DnaService(folder / "box.pfm"), models(folder))
         held.desk = Bench(DnaService.loader, list(known.served.values()))
-        async with client_of(folder, worker=held, motifs=folder / "box.pfm") as client:
+        async with client_of(create_app(models(folder), worker=held, motifs=folder / "box.pfm")) as client:
             return (await client.post("/v1/design", json=kept)).json()["designs"]
 
     for design in asyncio.run(run()):
@@ -530,7 +473,7 @@ def test_requests_that_came_before_the_worker_are_let_go_if_it_turns_out_too_slo
     held = Slow(folder, is_open=False)
 
     async def run():
-        async with client_of(folder, worker=held, timeout=20) as client:
+        async with client_of(create_app(models(folder), worker=held, timeout=20)) as client:
             tasks = [asyncio.create_task(client.post("/v1/design", json={"n": 6, "steps": 10})) for _ in range(5)]
             await until(lambda: client.app.state.scheduler.queued == 5)
             held.gate.set()
@@ -567,6 +510,63 @@ def test_models_are_named_after_their_files_and_a_taken_port_is_told(folder, tmp
         serve(["proteins"], port=0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="choose another --port"):
         serve([tiny], port=taken.getsockname()[1])
+
+
+def test_checkpoints_need_no_brackets_on_the_command_line():
+    from manifoldflow import cli
+    from manifoldflow.tasks.dna.serving.commands import serve
+
+    parser = cli.build_parser(serve, "manifoldflow serve dna")
+    assert parser.parse_args(["--checkpoints", "ctcf_pu1"]).checkpoints == "ctcf_pu1"
+    assert parser.parse_args(["--checkpoints", "a,b", "--hosts", "lab.example.org"]).hosts == "lab.example.org"
+    assert parser.parse_args(["--checkpoints", "[a, b]"]).checkpoints == ["a", "b"]
+
+
+def test_models_answer_to_the_names_that_people_know_and_classes_in_either_case(folder):
+    async def body(client, held):
+        asked = QUICK | {"model": "dna_tiny", "label": "A", "seed": 2}
+        answer = (await client.post("/v1/design", json=asked)).json()
+        assert answer["model"] == "tiny" and {d["label"] for d in answer["designs"]} == {"a"}
+        exact = (await client.post("/v1/design", json=asked | {"model": "tiny", "label": "a"})).json()
+        assert exact["designs"] == answer["designs"]
+        scored = [{"sequences": [40 * "A"], "label": label, "samples": 2} for label in ("A", "a")]
+        assert len({str((await client.post("/v1/score", json=body)).json()["scores"]) for body in scored}) == 1
+
+    in_process(folder, body)
+
+
+def test_an_answer_repeats_what_was_asked_with_what_was_left_out_filled_in(folder):
+    async def body(client, held):
+        asked = {
+            "n": 2,
+            "steps": 3,
+            "label": "B",
+            "motifs": [{"letters": "tata", "start": 6}],
+            "avoid_sites": ["gaattc"],
+        }
+        settings = (await client.post("/v1/design", json=asked)).json()["settings"]
+        assert settings == {
+            **{"n": 2, "label": "b", "guidance": 1.0, "fixed": None, "motifs": [{"letters": "TATA", "start": 6}]},
+            **{"gc_range": [0.0, 1.0], "avoid_sites": ["GAATTC"], "length": 40, "steps": 3, "temperature": 1.0},
+        }
+        described = (await client.get("/openapi.json")).json()["components"]["schemas"]
+        assert "from 0" in described["MotifToKeep"]["properties"]["start"]["description"]
+        assert "from 0" in described["Designed"]["properties"]["kept"]["description"]
+        assert "from 0" in described["Hit"]["properties"]["start"]["description"]
+
+    in_process(folder, body)
+
+
+def test_a_request_that_finds_nothing_is_given_up_early_and_told_why(folder, monkeypatch):
+    monkeypatch.setattr("manifoldflow.tasks.dna.serving.jobs.ROUNDS", 10_000)
+
+    async def body(client, held):
+        start = time.monotonic()
+        answer = await client.post("/v1/design", json={"n": 256, "steps": 1, "gc_range": [0.99, 1]})
+        check_refusal(answer, 422, "sequences had a GC share from 0.99 to 1; widen the GC range")
+        assert time.monotonic() - start < 6  # of ten seconds
+
+    in_process(folder, body, timeout=10)
 
 
 # -------------------------------------------------------------------- a server as users have it
