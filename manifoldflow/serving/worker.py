@@ -16,6 +16,11 @@ from manifoldflow.serving.calls import Answer, Call, Model, Served, digest_of, o
 PATIENCE = 300.0
 """Seconds in which a new worker must have loaded its models."""
 
+STARTING = 120.0
+"""Seconds in which a fork server must have started a process, importing included; one that hangs is killed then."""
+
+ENDING = "the server is shutting down"
+
 
 class WorkerLost(Exception):
     """The worker died, hangs, or could not be started."""
@@ -62,7 +67,7 @@ class Worker:
         self.replaced: Sequence[str] = ()
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._lock, self._is_closed = threading.Lock(), False
+        self._lock, self._is_closed, self._is_starting = threading.Lock(), False, False
         self._failures = 0
 
     @property
@@ -118,18 +123,29 @@ class Worker:
         # Twice in vain by the fork server: without it, which is slower and needs less.
         context = _context(self.loader) if self._failures < 2 else multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
+        work = (theirs, self.loader, self.models, self.threads)
+        process = context.Process(target=_work, args=work, name="manifoldflow-worker", daemon=True)
+        hanging = threading.Timer(STARTING, _kill_fork_server)  # start() waits for the fork server, which may hang
+        hanging.daemon = True
         try:
             with self._lock:
                 if self._is_closed:
-                    raise WorkerLost("the server is shutting down")
-                work = (theirs, self.loader, self.models, self.threads)
-                process = context.Process(target=_work, args=work, name="manifoldflow-worker", daemon=True)
-                process.start()
+                    raise WorkerLost(ENDING)
+                self._is_starting = True
+            hanging.start()
+            process.start()
+            with self._lock:
+                self._is_starting = False
+                if self._is_closed:
+                    _kill(process)
+                    raise WorkerLost(ENDING)
                 self._process, self._pipe, self.starts = process, ours, self.starts + 1
         except BaseException:
             ours.close()
             raise
         finally:
+            self._is_starting = False
+            hanging.cancel()
             theirs.close()  # so that its end is seen as the end of the pipe
 
     def call(self, message: Call, timeout: float) -> Answer:
@@ -153,6 +169,8 @@ class Worker:
         with self._lock:
             self._is_closed = True
             process = self._process
+            if self._is_starting:
+                _kill_fork_server()  # which is what it waits for, and may be importing for a while yet
         if process is not None:
             _kill(process)  # it holds nothing that could be lost, and a thread that waits for it is woken
             process.join(5)
@@ -194,6 +212,15 @@ def _kill(process: BaseProcess) -> None:
             process.kill()
             if process.exitcode is not None and process.exitcode != -signal.SIGKILL:
                 os.kill(process.pid, signal.SIGKILL)
+
+
+def _kill_fork_server() -> None:
+    from multiprocessing import forkserver
+
+    number = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if number is not None:
+        with contextlib.suppress(OSError):
+            os.kill(number, signal.SIGKILL)
 
 
 def _keep_fork_server() -> None:

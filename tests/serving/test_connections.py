@@ -240,3 +240,37 @@ def test_kills_of_worker_and_fork_server_under_load_lose_no_request(models, kill
     )
     assert max(times) < 30 and set(codes) <= {200, 503} and codes.count(200) > 20, (times, codes)
     assert code == 0 and "Traceback" not in errors, errors
+
+
+@pytest.mark.slow
+def test_a_fork_server_that_hangs_is_replaced(models, monkeypatch):
+    from manifoldflow.serving import worker
+    from manifoldflow.serving.calls import Served
+
+    monkeypatch.setattr(worker, "STARTING", 30.0)
+    made = worker.Worker("testkit.dice:Die", [Served(name, path) for name, path in models.items()])
+    try:
+        made.ensure()
+        from multiprocessing import forkserver
+
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGSTOP)
+        monkeypatch.setattr(worker, "STARTING", 1.0)
+        os.kill(made.pid, signal.SIGKILL)
+        deadline = time.monotonic() + WAIT
+        while not made.is_ready or not made.check():
+            monkeypatch.setattr(worker, "STARTING", 1.0 if time.monotonic() < deadline - WAIT + 3 else 60.0)
+            with contextlib.suppress(worker.WorkerLost):
+                made.ensure()
+            assert time.monotonic() < deadline
+    finally:
+        made.close()
+
+
+def test_a_signal_while_the_models_are_loaded_ends_the_server_soon(models):
+    server = ServerProcess("testkit.dice:DiceService", models)
+    try:
+        start = time.monotonic()
+        code, errors = server.end(signal.SIGTERM)
+        assert code == 0 and not errors and time.monotonic() - start < 10, errors
+    finally:
+        server.close()
