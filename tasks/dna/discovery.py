@@ -121,7 +121,7 @@ def _trimmed(table: Tensor, background: Tensor, least: float) -> range:
 
 WANTED = {
     "dna_ctcf_pu1": (("CTCF site", "ctcf", "pu1", 20), ("PU.1 site", "pu1", "ctcf", 20)),
-    "dna_promoters": (("TATA box", "tata", "non_tata", 14),),
+    "dna_promoters": (("TATA box", "tata", "non_promoter", 14),),
 }
 """For every embedded flow: a motif's name, the class that has it, one that lacks it, and the most places."""
 

@@ -20,9 +20,8 @@ pytest.importorskip("fastapi", reason="needs fastapi, of manifoldflow[serve]")
 httpx = pytest.importorskip("httpx", reason="needs httpx, of manifoldflow[dev]")
 uvicorn = pytest.importorskip("uvicorn", reason="needs uvicorn, of manifoldflow[serve]")
 
-from manifoldflow.serving.jobs import gather, requeue  # noqa: E402
-from manifoldflow.serving.pace import Pace  # noqa: E402
-from manifoldflow.serving.worker import Bench, WorkerLost  # noqa: E402
+from manifoldflow.serving.jobs import gather  # noqa: E402
+from manifoldflow.serving.worker import Bench  # noqa: E402
 from manifoldflow.tasks.dna.serving.app import create_app  # noqa: E402
 from manifoldflow.tasks.dna.serving.jobs import DesignJob, ScoreJob  # noqa: E402
 from manifoldflow.tasks.dna.serving.service import DnaService  # noqa: E402
@@ -337,66 +336,6 @@ def test_motif_sites_of_designs_are_told_on_either_strand(folder):
 # -------------------------------------------------------------------- load, time, and loss of the worker
 
 
-def test_a_full_queue_says_when_to_try_again_and_then_takes_more(folder):
-    async def body(client, held):
-        tasks = [asyncio.create_task(client.post("/v1/design", json=QUICK)) for _ in range(3)]
-        await until(lambda: client.app.state.scheduler.queued == 3)
-        full = await client.post("/v1/design", json=QUICK)
-        check_refusal(full, 429, "the queue is full (3 requests)")
-        assert int(full.headers["Retry-After"]) >= 1
-        assert (await client.get("/healthz")).json()["queued"] == 3
-        held.gate.set()
-        assert [(await task).status_code for task in tasks] == [200] * 3
-        assert (await client.post("/v1/design", json=QUICK)).status_code == 200
-
-    in_process(folder, body, is_open=False, queue=3)
-
-
-def test_a_request_whose_time_is_over_leaves_the_queue(folder):
-    async def body(client, held):
-        held.patience = 10
-        two = [asyncio.create_task(client.post("/v1/design", json=QUICK | {"steps": s})) for s in (2, 3)]
-        for task in two:
-            check_refusal(await task, 504, "no result within 0.3 s")
-        assert client.app.state.scheduler.queued == 0
-        held.gate.set()
-        assert (await client.post("/v1/design", json=QUICK)).status_code == 200
-        assert [call.wants[0].steps for call in held.calls] == [2, 2]  # the one with 3 steps never ran
-
-    in_process(folder, body, is_open=False, timeout=0.3)
-
-
-def test_a_worker_that_hangs_is_replaced(folder):
-    async def body(client, held):
-        check_refusal(await client.post("/v1/design", json=QUICK), 504, "no result within 0.3 s")
-        await until(lambda: held.starts == 2)
-        held.gate.set()
-        assert (await client.post("/v1/design", json=QUICK)).status_code == 200
-
-    in_process(folder, body, is_open=False, timeout=0.3)
-
-
-def test_a_lost_call_is_tried_again_and_one_that_always_kills_fails_alone(folder):
-    def poison(message):
-        return WorkerLost("the worker has died") if any(o.template[0] == "G" for o in message.wants) else None
-
-    async def body(client, held):
-        first = asyncio.create_task(client.post("/v1/design", json=QUICK))
-        await until(lambda: held.calls)
-        held.faults = [lambda _: None] + [poison] * 20
-        asked = [{}, {"fixed": "G" + 39 * "N"}, {"n": 5}]
-        tasks = [asyncio.create_task(client.post("/v1/design", json=QUICK | a)) for a in asked]
-        await until(lambda: client.app.state.scheduler.queued == 4)
-        held.gate.set()
-        good, bad, other = [await task for task in tasks]
-        check_refusal(bad, 503, "the worker has died")
-        assert (await first).status_code == good.status_code == other.status_code == 200
-        assert [len(call.wants) for call in held.calls[1:]] == [3, 3, 1, 1, 1]
-        assert (await client.get("/healthz")).json()["restarts"] == 3
-
-    in_process(folder, body, is_open=False)
-
-
 def design_job(n, **options):
     return DesignJob("tiny", options.pop("seed", None), make_order(DnaConfig(length=10), n, **options))
 
@@ -413,29 +352,6 @@ def test_a_call_is_filled_in_the_order_of_the_queue_and_a_seed_has_it_alone():
     assert gather(scores, 10) == ([scores[0]], [60])
 
 
-def test_what_lacks_a_few_sequences_keeps_its_turn_and_what_lacks_many_goes_behind_those_that_wait():
-    earlier, waiting, few, many = design_job(2), design_job(3), design_job(5), design_job(90)
-    earlier.turn, few.turn, many.turn, waiting.turn = 1.0, 2.0, 2.0, 3.0
-    assert requeue([earlier, waiting], [many, few], 32, now=4.0) == [earlier, few, waiting, many]
-
-
-def test_calls_are_kept_short_and_waits_are_foreseen():
-    pace, job = Pace(), design_job(8, steps=10)
-    assert pace.wait(job, [job] * 100) == 0 and pace.rows(job) == 32
-    pace.learn(job, 1, 1.0)
-    assert pace.wait(job, [job] * 100) == 0  # a call of one row says little
-    pace.learn(job, 40, 1.0)
-    assert pace.rows(job) == 80 and pace.wait(job, [job] * 10) == pytest.approx(11 * 8 / 40)
-    large = design_job(1000, steps=10)
-    assert pace.wait(job, [large]) == pytest.approx(2 + 8 / 40)  # one call of it, not all
-    assert pace.wait(large, [job]) == pytest.approx(1008 / 40)
-    pace.expect({"tiny": 1.0, "other": 1.0})
-    assert pace.wait(job, []) == pytest.approx(8 / 40)  # what was measured under way stays
-    for _ in range(100):
-        pace.correct(pace.wait(job, [job] * 10), 4.2)  # it takes twice as long, and the model does not know why
-    assert pace.wait(job, [job] * 10) == pytest.approx(4.2, rel=0.01)
-
-
 def test_an_order_draws_more_while_nothing_passes_and_then_gives_up():
     order = make_order(DnaConfig(length=10), 3, gc_range=(0.9, 1.0))
     progress = Progress(order, rounds=4, batch_size=40)
@@ -445,52 +361,6 @@ def test_an_order_draws_more_while_nothing_passes_and_then_gives_up():
             drawn.append(progress.wanted)
             progress.take([], progress.wanted)
     assert drawn == [3, 15, 40, 40]
-
-
-def test_a_request_that_would_take_too_long_is_told_at_once(folder):
-    async def body(client, held):
-        await until(lambda: held.is_ready)
-        client.app.state.scheduler._pace.expect({"tiny": 40 * 10 * 10.0})  # ten sequences of ten steps in a second
-        check_refusal(await client.post("/v1/design", json={"n": 1000, "steps": 20}), 422, "would take about 200 s")
-        task = asyncio.create_task(client.post("/v1/design", json=QUICK))
-        await until(lambda: held.calls)
-        large = await client.post("/v1/design", json={"n": 200, "steps": 20})  # 40 s alone, more than half of 60
-        check_refusal(large, 429, "the server is busy (1 requests before this one, about 40 s)")
-        assert large.headers["Retry-After"] == "21"
-        held.gate.set()
-        assert (await task).status_code == 200
-
-    in_process(folder, body, is_open=False)
-
-
-def test_requests_that_came_before_the_worker_are_let_go_if_it_turns_out_too_slow(folder):
-    class Slow(Held):
-        def ensure(self):
-            self.gate.wait(10)
-            self.rates = {"tiny": 40 * 10 * 1.0}  # one sequence of ten steps in a second
-            super().ensure()
-
-    held = Slow(folder, is_open=False)
-
-    async def run():
-        async with client_of(create_app(models(folder), worker=held, timeout=20)) as client:
-            tasks = [asyncio.create_task(client.post("/v1/design", json={"n": 6, "steps": 10})) for _ in range(5)]
-            await until(lambda: client.app.state.scheduler.queued == 5)
-            held.gate.set()
-            assert sorted([(await task).status_code for task in tasks]) == [200, 200, 429, 429, 429]
-
-    asyncio.run(run())
-
-
-def test_what_is_under_way_when_the_server_ends_is_answered(folder):
-    async def body(client, held):
-        task = asyncio.create_task(client.post("/v1/design", json=QUICK))
-        await until(lambda: held.calls)
-        client.app.state.scheduler.give_up()
-        check_refusal(await task, 503, "shutting down")
-        check_refusal(await client.post("/v1/design", json=QUICK), 503, "shutting down")
-
-    in_process(folder, body, is_open=False)
 
 
 def test_models_are_named_after_their_files_and_a_taken_port_is_told(folder, tmp_path):
