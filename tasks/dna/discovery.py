@@ -1,12 +1,13 @@
 r"""Motifs that a set of sequences has and another lacks, found without knowing any: expectation maximisation.
 
 The model of a sequence (ZOOPS, Bailey & Elkan 1994): with probability :math:`\lambda` it holds one site, at any place of either
-strand alike; everything else is background b. The posterior of a site at place s is
+strand alike; everything else is background b, which is that of the sequence itself (a common one would take the rich and
+the poor for motifs). The posterior of a site at place s is
 
 .. math:: z_s = \frac{\frac{\lambda}{2 M} e^{S_s}}{1 - \lambda + \frac{\lambda}{2 M} \sum_r e^{S_r}}, \qquad
           S_s = \sum_j \log \frac{m_j(x_{s + j})}{b(x_{s + j})},
 
-and the motif's counts are the letters of all places, each weighted by z. It starts from the word that the control set lacks most.
+and the motif's counts are the letters of all places, each weighted by z. It starts from words that the control set lacks.
 
 ``python -m manifoldflow.tasks.dna.discovery`` fits the motifs of the embedded flows to their own designs and writes
 ``data/dna/own_motifs.json``: the tracks that the server shows when it is given no motif file. No collection of motifs goes in.
@@ -24,7 +25,12 @@ from manifoldflow.files import write_json
 from manifoldflow.tasks.dna.alphabet import decode, encode
 from manifoldflow.tasks.dna.motifs import Motif
 
-WORD = 6
+WORD, STARTS = 6, 4
+"""Letters of a word, and words to start from; the motif that gains most is taken."""
+
+SMOOTH = 20.0
+"""Letters of the common background in that of each sequence."""
+
 FILE = "dna/own_motifs.json"
 
 
@@ -75,32 +81,52 @@ def discover(
         [both[:, :length].unfold(1, width, 1), both[:, length:].unfold(1, width, 1)], 1
     )  # (B, 2 M, 4, W)
     background = both.mean((0, 1))
-    start = _enriched(tokens, control)
+    own = (both.sum(1) + SMOOTH * background) / (2 * length + SMOOTH)
+    base = torch.einsum("bmkw,bk->bm", windows, own.log())
+    best, most = Found(Motif(name, identifier, ((1.0, 1.0, 1.0, 1.0),)), 0.0), -torch.inf
+    for start in _enriched(tokens, control):
+        counts, share, gain = _maximise(windows, base, background, start, rounds)
+        if gain > most:
+            table = ((counts + background[:, None]) / (counts.sum(0) + 1)).T
+            kept = (counts[:, at].tolist() for at in _trimmed(table, background, least))
+            rows = tuple(tuple(round(value, 1) for value in row) for row in kept)
+            best, most = Found(Motif(name, identifier, rows), share), gain  # type: ignore[arg-type]
+    return best
+
+
+def _maximise(
+    windows: Tensor, base: Tensor, background: Tensor, start: Tensor, rounds: int
+) -> tuple[Tensor, float, float]:
+    """Counts ``(4, W)``, the share of sequences with a site, and nats that the motif gains for a sequence, from a word."""
+    width, places = windows.shape[-1], windows.shape[1]
     table = background.expand(width, 4).clone()
     first = (width - WORD) // 2
-    for at, letter in enumerate(start):
-        table[first + at] = 0.1 + 0.6 * torch.nn.functional.one_hot(letter, 4)
-    share, places = torch.tensor(0.5, dtype=torch.float64), windows.shape[1]
-    counts = table.T
+    table[first : first + WORD] = 0.1 + 0.6 * torch.nn.functional.one_hot(start, 4)
+    share, counts, gain = torch.tensor(0.5, dtype=torch.float64), table.T, torch.tensor(-torch.inf)
     for _ in range(rounds):
-        score = torch.einsum("bmkw,kw->bm", windows, (table / background).log().T)
+        score = torch.einsum("bmkw,kw->bm", windows, table.log().T) - base
         chance = score.exp() * share / places
-        posterior = chance / (1 - share + chance.sum(1, keepdim=True))
+        whole = 1 - share + chance.sum(1, keepdim=True)
+        posterior, gain = chance / whole, whole.log().mean()
         counts = torch.einsum("bm,bmkw->kw", posterior, windows)
         table = ((counts + background[:, None]) / (counts.sum(0) + 1)).T
         share = posterior.sum(1).mean().clamp(0.01, 0.99)
-    rows = _trimmed(table, background, least)
-    kept = tuple(tuple(round(float(v), 1) for v in counts[:, at]) for at in rows)
-    return Found(Motif(name, identifier, kept), float(share))  # type: ignore[arg-type]
+    return counts, float(share), float(gain)
 
 
-def _enriched(tokens: Tensor, control: Tensor) -> Tensor:
-    """The word that the share of sequences with it, on either strand, raises most: by the z-score of two shares."""
+def _enriched(tokens: Tensor, control: Tensor) -> list[Tensor]:
+    """Words that more of the sequences hold, on either strand, than of the control: by the z-score of two shares."""
     here, there = _holding(tokens), _holding(control)
     share = (here * len(tokens) + there * len(control) + 1) / (len(tokens) + len(control) + 2)
     error = (share * (1 - share) * (1 / len(tokens) + 1 / len(control))).sqrt()
-    best = int(((here - there) / error).argmax())
-    return torch.tensor([best // 4 ** (WORD - 1 - at) % 4 for at in range(WORD)])
+    found: list[Tensor] = []
+    for number in ((here - there) / error).argsort(descending=True).tolist():
+        word = torch.tensor([number // 4 ** (WORD - 1 - at) % 4 for at in range(WORD)])
+        if not any(torch.equal(3 - word.flip(0), other) for other in found):  # which is the same word
+            found.append(word)
+        if len(found) == STARTS:
+            break
+    return found
 
 
 def _holding(tokens: Tensor) -> Tensor:
