@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from manifoldflow.tasks.proteins import similarity as sim
+from testkit.peptide import HELIX, STRAND, peptide
 from testkit.shared import SHARED_DATA, needs_shared_data
 
 DATA = SHARED_DATA / "proteins"
@@ -221,3 +222,25 @@ def test_mean_difference_to_tm_align_is_below_003(chains):
     assert (score_x - truth[:, 0]).abs().mean() < 0.03 and (score_y - truth[:, 1]).abs().mean() < 0.03
     assert (score_x - truth[:, 0]).abs().max() < 0.15
     assert (quick - truth[:, 0]).abs().mean() < 0.04
+
+
+def test_scores_of_chains_made_here_are_those_of_tm_align():
+    tmtools = pytest.importorskip("tmtools")
+    g = np.random.default_rng(3)
+    chains = []
+    for length in (40, 55, 70, 48):
+        kinds = [HELIX, STRAND, (-60.0, 140.0), (60.0, 45.0)]
+        torsions = [t for _ in range(12) for t in [kinds[g.integers(4)]] * int(g.integers(3, 12))][:length]
+        chains.append(torch.tensor(peptide(torsions)[:, 1]).float())
+    chains.append(chains[2][:60] + 0.5 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0)))  # a close pair
+    rows, columns = (torch.tensor(part) for part in zip(*itertools.combinations(range(5), 2), strict=True))
+    score_x, score_y = sim._score_pairs(chains, chains, rows, columns, 2)
+    truth = []
+    for i, j in zip(rows.tolist(), columns.tolist(), strict=True):
+        x, y = chains[i].double().numpy(), chains[j].double().numpy()
+        result = tmtools.tm_align(x, y, "A" * len(x), "A" * len(y))
+        truth.append((result.tm_norm_chain1, result.tm_norm_chain2))
+    errors = (torch.stack([score_x, score_y], 1) - torch.tensor(truth)).abs()
+    close = int(((rows == 2) & (columns == 4)).nonzero())
+    assert errors[close].max() < 0.02 and score_x[close] > 0.75
+    assert errors.mean() < 0.04 and errors.max() < 0.15  # the search is TM-align's first step, not all of them
