@@ -75,6 +75,20 @@ def test_classifiers_change_the_rates_of_masked_tokens_and_not_only_where_they_l
     assert abs(float((made == 4).float().mean()) - (1 - s) ** z) < 0.01
 
 
+@pytest.mark.parametrize("method", ["exact", "gradient"])
+def test_a_classifier_is_asked_at_the_time_of_the_tokens_it_sees(method):
+    seen = []
+
+    def log_p(x, t):
+        seen.append(t)
+        return x.sum((1, 2)) if method == "gradient" else x.sum(1).float()
+
+    flow = mf.Flow(mf.Tokens(4), Prior())
+    guided = NoisyClassifier(flow, log_p, method=method)
+    guided.sample((3, 2), times=[0.1, 0.4, 0.9], generator=torch.Generator().manual_seed(0))
+    assert sorted({round(float(v), 6) for t in seen for v in t}) == [0.1, 0.4]
+
+
 def pair_score(p):
     return torch.einsum("bi,ij,bj->b", p[:, 0], PAIR.to(p), p[:, 1])
 

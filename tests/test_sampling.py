@@ -235,6 +235,14 @@ def test_every_method_lands_on_a_fixed_endpoint_prediction(space, method):
     assert space.dist(out, goal.expand_as(out)).max() < 2e-6
 
 
+@pytest.mark.parametrize("method", ORDERS)
+def test_a_step_back_from_the_end_does_not_leap_across_the_pole(method):
+    """At t = 1 an endpoint prediction has nothing left to go, and a velocity of (prediction - x) / 0."""
+    flow = mf.Flow(mf.Euclidean(3), Still(torch.zeros(3)), predicts="endpoint")
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(flow.sample(x0=x, times=[1.0, 0.9], method=method), x)
+
+
 class Wobbly(Still):
     """An endpoint prediction with an error that depends on where it is asked: what a network does."""
 

@@ -256,7 +256,7 @@ class Listens(torch.nn.Module):
         self.told = []
 
     def forward(self, x, t, *, mask=None, cond=None, previous=None):
-        self.told.append({"t": t, "mask": mask, "cond": cond, "previous": previous})
+        self.told.append({"x": x, "t": t, "mask": mask, "cond": cond, "previous": previous})
         return x + cond[:, None]
 
 
@@ -278,8 +278,19 @@ def test_every_sampler_tells_the_model_the_same(method):
     for number, (told, t) in enumerate(zip(model.told, clock, strict=True)):
         assert torch.equal(told["mask"], mask) and torch.equal(told["cond"], cond)
         assert torch.allclose(told["t"], torch.where(known_mask, 1.0, t))
+        assert (told["x"][known_mask] == 7.0).all()
         if number == 0 or number >= len(clock) // 2:
             assert (told["previous"] is None) == (number == 0)
+
+
+@pytest.mark.parametrize("method", [mf.SDE(2.0), "euler", "midpoint", "heun", "rk4"], ids=str)
+def test_padding_stays_under_every_sampler(method):
+    """At its place, whatever the network answers there, for a network that is asked for velocities and cares for no mask."""
+    flow = mf.Flow(mf.Euclidean(2), _Towards(torch.tensor([3.0, 3.0])))
+    mask, x = torch.tensor([[True, False]]), torch.randn(1, 2, 2, generator=torch.Generator().manual_seed(0))
+    flow.model.forward = lambda x, t: (3.0 - x) / (1 - t[:, None, None])
+    made = flow.sample(x0=x, times=[0.2, 0.4], method=method, mask=mask, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(made[~mask], x[~mask]) and (made[mask] != x[mask]).all()
 
 
 def test_langevin_steps_tell_the_model_mask_and_condition():
