@@ -46,7 +46,9 @@ def train(law: Distribution, space: Manifold, steps: int) -> mf.Flow:
     """A stochastic interpolant with an average of the last weights."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
-    flow = mf.Flow(space, model=mf.nn.TangentMLP(space, 256, 4, heads=2), path=mf.StochasticInterpolant(mf.Bump(0.4)))
+    flow = mf.Flow(
+        space, model=mf.nn.TangentMLP(space, 256, 4, heads=2), path=mf.StochasticInterpolant(mf.BumpNoise(0.4))
+    )
     optimiser = torch.optim.AdamW(flow.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):

@@ -19,7 +19,7 @@ from numerics_errors import ANGLES, measure
 from torch import Tensor
 
 import manifoldflow as mf
-from manifoldflow.paths.interpolant import Bump, StochasticInterpolant
+from manifoldflow.paths.interpolant import BumpNoise, StochasticInterpolant
 from manifoldflow.training import TrainConfig, fit
 
 IMAGES = Path(__file__).parent / "images"
@@ -225,7 +225,7 @@ def draw_paths() -> None:
     axes.set_title("schedules and time warps\n", fontsize=10)
     axes = figure.add_subplot(1, 4, 4)
     line, count = mf.Euclidean(1), 40
-    noisy = StochasticInterpolant(Bump(0.35)).bind(line)
+    noisy = StochasticInterpolant(BumpNoise(0.35)).bind(line)
     for begin, end, colour in ((-1.0, 0.9, BLUE), (1.0, -0.7, RED)):
         noise = torch.randn(count, 1, generator=generator)
         for z in noise:
@@ -234,7 +234,7 @@ def draw_paths() -> None:
         axes.plot(t, begin + (end - begin) * t, color=colour, linewidth=1.6)
     axes.set(xlabel="t", ylabel="x", xlim=(0, 1))
     axes.grid(alpha=0.3)
-    axes.set_title("StochasticInterpolant(Bump(0.35))\ntwo pairs, 40 draws of each", fontsize=10)
+    axes.set_title("StochasticInterpolant(BumpNoise(0.35))\ntwo pairs, 40 draws of each", fontsize=10)
     figure.savefig(IMAGES / "paths_choices.png", dpi=120)
 
 

@@ -12,7 +12,7 @@ from manifoldflow import noising
 from manifoldflow.coupling import Coupling, Independent
 from manifoldflow.field import Field, as_fields
 from manifoldflow.noising import Clocks, Draw, Pin
-from manifoldflow.paths import Linear, Path, Schedule, default_path
+from manifoldflow.paths import Linear, Path, Schedule, Source, default_path
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.log_prob import Likelihoods
 from manifoldflow.sampling.simulate import simulate
@@ -81,8 +81,8 @@ class Flow(Likelihoods, nn.Module):
         spaces: Any,
         model: nn.Module,
         *,
-        source: Any = None,
-        path: Any = None,
+        source: Source | Mapping[str, Source] | None = None,
+        path: Path | Mapping[str, Path] | None = None,
         coupling: Coupling | None = None,
         predicts: Predicts | Mapping[str, Predicts] | None = None,
         weights: Mapping[str, float] | None = None,
@@ -106,7 +106,7 @@ class Flow(Likelihoods, nn.Module):
         # a path may choose the metric
         self.fields = {n: Field(p.space, given[n].per) for n, p in self.path.items()}
         self.spaces: Any = like({n: p.space for n, p in self.path.items()}, plain)
-        self.source = {n: p.source for n, p in self.path.items()}
+        self.source = {n: p.bound_source for n, p in self.path.items()}
         parts = {f"source_{n}": s for n, s in self.source.items()} | {f"path_{n}": p for n, p in self.path.items()}
         self.learned = nn.ModuleDict({n: m for n, m in parts.items() if isinstance(m, nn.Module)})
         self.coupling: Coupling = coupling or Independent()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from manifoldflow.coupling import Coupling
 from manifoldflow.field import Field, nodes_of
-from manifoldflow.paths.base import Path
+from manifoldflow.paths.base import Path, Source
 from manifoldflow.paths.schedule import Schedule
 from manifoldflow.state import State, expand_mask, fields, first_tensor, float_dtype, like, map_state, where_mask
 
@@ -24,7 +24,7 @@ class Noised(Protocol):
 
     fields: dict[str, Field]
     path: dict[str, Path]
-    source: dict[str, Any]
+    source: dict[str, Source]
     spaces: Any
     coupling: Coupling
     pin: Pin | None

@@ -39,8 +39,8 @@ from manifoldflow.manifolds import (
 )
 from manifoldflow.paths import (
     BirthDeath,
-    Bridge,
-    Bump,
+    BridgeNoise,
+    BumpNoise,
     Cosine,
     DirichletPath,
     Exponential,
@@ -83,8 +83,8 @@ __all__ = [
     "Ball",
     "BirthDeath",
     "Box",
-    "Bridge",
-    "Bump",
+    "BridgeNoise",
+    "BumpNoise",
     "Categorical",
     "Centered",
     "Checkerboard",

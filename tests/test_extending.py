@@ -73,7 +73,7 @@ def test_an_own_manifold_path_and_kernel_go_through_everything(folder: Path) -> 
         except TypeError as error:
             assert "no score" in str(error)
         noisy = mf.Flow(space, mf.nn.TangentMLP(space, width=16, depth=2, heads=2), source=mf.WrappedNormal(scale=0.5),
-                        path=mf.StochasticInterpolant(mf.Bump(0.1)))
+                        path=mf.StochasticInterpolant(mf.BumpNoise(0.1)))
         assert noisy.loss(data.float()).isfinite() and (noisy.sample(5, method=mf.SDE(0.5), steps=5) > 0).all()
         walk = mf.simulate(Glaze(0.5), made, [0.0, 0.5, 1.0], log_prob=True, generator=generator)
         other = mf.trajectory_log_prob(mf.RandomWalk(space, 0.5), walk)

@@ -205,9 +205,9 @@ def test_conditions_are_per_sample_unless_marked_as_shared():
     x = torch.randn(6, 2, dtype=torch.float64)
     cond = {"level": torch.rand(6, dtype=torch.float64), "shared": mf.Shared(torch.rand(6, dtype=torch.float64))}
     whole = flow.log_prob(x, cond=cond, steps=8)
-    assert torch.allclose(flow.log_prob(x, cond=cond, steps=8, rows=2), whole, atol=1e-12)
+    assert torch.allclose(flow.log_prob(x, cond=cond, steps=8, chunk=2), whole, atol=1e-12)
     with pytest.raises(ValueError, match=r"mf\.Shared"):
-        flow.log_prob(x, cond={**cond, "shared": torch.rand(3)}, steps=8, rows=2)
+        flow.log_prob(x, cond={**cond, "shared": torch.rand(3)}, steps=8, chunk=2)
     assert map_cond(lambda v: v[:1], {"a": torch.zeros(4), "b": 3, "c": torch.tensor(1.0)}, 4)["a"].shape == (1,)
 
 

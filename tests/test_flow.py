@@ -135,3 +135,12 @@ def test_centred_fields_have_no_mean_at_any_time():
     mask = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     x0 = flow.draw_source((2, 6), mask=mask)
     assert x0.sum(1).abs().max() < 1e-5 and x0[1, 4:].abs().max() == 0
+
+
+def test_old_names_work_and_name_the_new_ones():
+    with pytest.warns(FutureWarning, match="BridgeNoise"):
+        assert mf.Bridge is mf.BridgeNoise
+    flow = mf.Flow(mf.Euclidean(1), mf.nn.TangentMLP(mf.Euclidean(1), width=4, depth=1))
+    x = torch.zeros(2, 1)
+    with pytest.warns(FutureWarning, match="chunk"):
+        assert torch.equal(flow.log_prob(x, steps=4, rows=1), flow.log_prob(x, steps=4))

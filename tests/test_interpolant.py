@@ -10,7 +10,7 @@ import manifoldflow as mf
 from manifoldflow.distributions import WrappedNormal
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.numerics import cot_slope
-from manifoldflow.paths.interpolant import Bridge, Bump, StochasticInterpolant
+from manifoldflow.paths.interpolant import BridgeNoise, BumpNoise, StochasticInterpolant
 
 DOUBLE = torch.float64
 SPACES = [
@@ -22,7 +22,7 @@ SPACES = [
     mf.SO3(),
     mf.UnitQuaternion(),
 ]
-LEVELS = [Bump(0.3), Bridge(0.3)]
+LEVELS = [BumpNoise(0.3), BridgeNoise(0.3)]
 
 
 def points(space: Manifold, count: int, seed: int) -> Tensor:
@@ -79,7 +79,7 @@ def test_the_velocity_is_the_derivative_of_the_noisy_path(space, level, length):
 @pytest.mark.parametrize("space", SPACES, ids=ids)
 def test_the_noise_is_the_score_of_the_drawn_image(space, length):
     """Central difference of log N(u) - log J(u) over the tangents u at the centre that lead to x."""
-    level, path = 0.3, StochasticInterpolant(noise=Bump(0.3)).bind(space)
+    level, path = 0.3, StochasticInterpolant(noise=BumpNoise(0.3)).bind(space)
     centre = points(space, 8, 0)
     direction = unit_tangents(space, centre, 1)
     z = unit_tangents(space, centre, 2) * length / level
@@ -104,7 +104,7 @@ def test_the_mean_noise_is_the_score_of_the_wrapped_normal(space):
     small torus most draws go round it."""
     g = torch.Generator().manual_seed(3)
     level, n = 0.43, 20000
-    path = StochasticInterpolant(noise=Bump(level)).bind(space)
+    path = StochasticInterpolant(noise=BumpNoise(level)).bind(space)
     centre = points(space, 1, 5).expand(n, *space.event_shape)
     tangent = torch.zeros_like(unit_tangents(space, centre[:1], 0)).expand(n, -1)
     z = space.to_tangent(centre, torch.randn(tangent.shape, generator=g, dtype=DOUBLE))
@@ -178,7 +178,7 @@ def test_least_squares_finds_the_closed_form_of_a_gaussian_pair(level):
 
 
 def test_an_euler_step_follows_the_noise_level_exactly():
-    path = StochasticInterpolant(noise=Bridge(0.3)).bind(mf.Euclidean(2))
+    path = StochasticInterpolant(noise=BridgeNoise(0.3)).bind(mf.Euclidean(2))
     pred = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]], dtype=DOUBLE)
     t, s = torch.tensor(0.0, dtype=DOUBLE), torch.tensor(0.5, dtype=DOUBLE)
     moved = path.advance(pred, torch.zeros(1, 2, dtype=DOUBLE), t, s).x
@@ -211,11 +211,11 @@ def test_a_set_of_elements_with_their_own_times_is_each_as_alone():
     ("make", "kind", "words"),
     [
         (lambda: StochasticInterpolant().bind(mf.Simplex(3)), TypeError, "use Geodesic"),
-        (lambda: StochasticInterpolant(Bump(1.0)).bind(mf.Sphere(2)), ValueError, "at most 0.49"),
-        (lambda: StochasticInterpolant(Bump(1.0)).bind(mf.SO3()), ValueError, "wraps around"),
+        (lambda: StochasticInterpolant(BumpNoise(1.0)).bind(mf.Sphere(2)), ValueError, "at most 0.49"),
+        (lambda: StochasticInterpolant(BumpNoise(1.0)).bind(mf.SO3()), ValueError, "wraps around"),
         (lambda: StochasticInterpolant().bind(mf.Sphere(2), "endpoint"), ValueError, "not the endpoint"),
         (lambda: StochasticInterpolant().space, ValueError, "no manifold yet"),
-        (lambda: Bump(0.0), ValueError, "scale must be positive"),
+        (lambda: BumpNoise(0.0), ValueError, "scale must be positive"),
     ],
 )
 def test_what_cannot_work_says_so(make, kind, words):
@@ -235,7 +235,7 @@ def test_a_model_of_one_tangent_is_named():
 def test_a_network_with_two_heads_is_what_the_path_wants(space, kind):
     torch.manual_seed(0)
     net = kind(space, 16, 2, heads=2)
-    flow = mf.Flow(space, model=net, path=StochasticInterpolant(Bump(0.3)))
+    flow = mf.Flow(space, model=net, path=StochasticInterpolant(BumpNoise(0.3)))
     x, t = space.sample_uniform((7,)), torch.full((7,), 0.4)
     made = net(x, t)
     assert made.shape == (7, 2, *net.tangent_shape)

@@ -226,7 +226,7 @@ def test_sets_fields_and_masks_add_their_divergences():
         for k, s in (("u", a), ("v", b))
     )
     assert (flow.log_prob(x, steps=20, mask=mask) - exact).abs().max() < 1e-5
-    few = flow.log_prob(x, steps=20, mask=mask, rows=3)
+    few = flow.log_prob(x, steps=20, mask=mask, chunk=3)
     assert (few - flow.log_prob(x, steps=20, mask=mask)).abs().max() < 1e-12
 
 
@@ -250,7 +250,7 @@ def test_rows_bound_what_the_network_sees_and_change_nothing():
     x = torch.randn(64, 6, dtype=DOUBLE)
     whole = flow.log_prob(x, steps=4)
     sizes.clear()
-    assert (flow.log_prob(x, steps=4, rows=10) - whole).abs().max() < 1e-12
+    assert (flow.log_prob(x, steps=4, chunk=10) - whole).abs().max() < 1e-12
     assert max(sizes) <= 10
 
 

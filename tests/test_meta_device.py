@@ -211,7 +211,9 @@ def test_every_path_of_categories_trains_and_samples_on_the_device(name, masked)
 @pytest.mark.parametrize("space", ["euclidean", "torus", "sphere", "so3", "quaternion"])
 def test_stochastic_interpolants_and_their_noise_run_on_the_device(space):
     manifold = SPACES[space]
-    flow = mf.Flow(manifold, mf.nn.TangentMLP(manifold, 8, 1, heads=2), path=mf.StochasticInterpolant(mf.Bump(0.2)))
+    flow = mf.Flow(
+        manifold, mf.nn.TangentMLP(manifold, 8, 1, heads=2), path=mf.StochasticInterpolant(mf.BumpNoise(0.2))
+    )
     x1 = manifold.origin((B, N), device=META)
     train_and_sample(flow, x1, methods=[*METHODS, mf.SDE(1.0), mf.SDE(lambda t: 0.1 + 0 * t)], mask=mask_of(B, N))
     check(langevin(flow, x1, 0.5, steps=2), "langevin")

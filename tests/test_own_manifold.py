@@ -11,7 +11,7 @@ import torch
 import manifoldflow as mf
 from manifoldflow.coupling import MinibatchOT
 from manifoldflow.manifolds import Manifold
-from manifoldflow.paths import Bump, Geodesic, StochasticInterpolant
+from manifoldflow.paths import BumpNoise, Geodesic, StochasticInterpolant
 from manifoldflow.testing import check_manifold
 
 DOUBLE = torch.float64
@@ -159,7 +159,7 @@ def test_von_mises_fisher_refuses_what_differs_by_direction():
 def test_a_stochastic_interpolant_has_the_targets_of_ours():
     x0, x1 = points(60, 1), points(60, 2)
     t = torch.linspace(0.02, 0.98, 60, dtype=DOUBLE)
-    ours, theirs = (StochasticInterpolant(Bump(0.3)).bind(s) for s in (OURS, THEIRS))
+    ours, theirs = (StochasticInterpolant(BumpNoise(0.3)).bind(s) for s in (OURS, THEIRS))
     centre, direction = OURS.geodesic(x0, x1, t)
     z = OURS.random_tangent(centre, generator=torch.Generator().manual_seed(0))
     a, b = (path.around(centre, direction, z, t, x1) for path in (ours, theirs))

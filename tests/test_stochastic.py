@@ -7,7 +7,7 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
-from manifoldflow.paths import Bump
+from manifoldflow.paths import BumpNoise
 from manifoldflow.sampling import SDEKernel, langevin, score, simulate
 
 DOUBLE = torch.float64
@@ -42,7 +42,7 @@ def exact(space):
         x0, x1 = (torch.randn(12, 2, generator=generator, dtype=DOUBLE) for _ in range(2))
     else:
         x0, x1 = (space.sample_uniform((12,), generator=generator, dtype=DOUBLE) for _ in range(2))
-    flow = mf.Flow(space, model=torch.nn.Identity(), path=mf.StochasticInterpolant(Bump(0.4)))
+    flow = mf.Flow(space, model=torch.nn.Identity(), path=mf.StochasticInterpolant(BumpNoise(0.4)))
     path = flow.path["x"]
     flow.model = ExactModel(path, x0, x1)
     flow._takes = set()

@@ -111,7 +111,7 @@ def test_alignment_looks_at_real_points_only():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_is_drawn_has_the_precision_of_the_data(dtype):
-    flow = mf.Flow(mf.Sphere(2), Says(nothing), path=mf.StochasticInterpolant(mf.Bump(0.2)))
+    flow = mf.Flow(mf.Sphere(2), Says(nothing), path=mf.StochasticInterpolant(mf.BumpNoise(0.2)))
     drawn = flow.draw(mf.Sphere(2).sample_uniform((4,), dtype=dtype, generator=seeded()), generator=seeded())
     assert {v.dtype for v in tensors_of((drawn.xt, drawn.t, drawn.points["x"]))} == {dtype}
     # The source too: at t = 0 its digits show.
@@ -225,7 +225,7 @@ FLOWS = {
         cond_dropout=0.5,
         pin=random_pin,
         coupling=mf.MinibatchOT(names=["a"], align=mf.Align(points="a", frames=["b"])),
-        path={"c": mf.StochasticInterpolant(mf.Bump(0.2))},
+        path={"c": mf.StochasticInterpolant(mf.BumpNoise(0.2))},
     ),
     "tokens": lambda: mf.Flow(
         {"a": mf.Tokens(4, mask=True), "b": mf.Tokens(3), "c": mf.Tokens(6), "d": mf.Simplex(4), "e": mf.Counts(5)},

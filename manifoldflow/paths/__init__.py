@@ -1,12 +1,12 @@
 """Conditional paths from source to data and their schedules."""
 
-from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point
+from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point, Source
 from manifoldflow.paths.birth_death import BirthDeath
 from manifoldflow.paths.dirichlet import DirichletPath
 from manifoldflow.paths.dirichlet_field import dirichlet_speed
 from manifoldflow.paths.geodesic import Geodesic
 from manifoldflow.paths.how import Jumps
-from manifoldflow.paths.interpolant import Bridge, Bump, NoiseLevel, StochasticInterpolant
+from manifoldflow.paths.interpolant import BridgeNoise, BumpNoise, NoiseLevel, StochasticInterpolant
 from manifoldflow.paths.jumps import UniformJump
 from manifoldflow.paths.masking import Masking
 from manifoldflow.paths.metric_jump import MetricJump
@@ -16,8 +16,8 @@ from manifoldflow.paths.spherical_bridge import SphericalBridge
 
 __all__ = [
     "BirthDeath",
-    "Bridge",
-    "Bump",
+    "BridgeNoise",
+    "BumpNoise",
     "Cosine",
     "DirichletPath",
     "Exponential",
@@ -35,6 +35,7 @@ __all__ = [
     "Polynomial",
     "Premetric",
     "Schedule",
+    "Source",
     "SphericalBridge",
     "StochasticInterpolant",
     "UniformJump",

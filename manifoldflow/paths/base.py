@@ -31,6 +31,24 @@ class Point(Protocol):
         """Its time, leading batch axes of x."""
 
 
+class Source(Protocol):
+    """Where a path starts: a distribution of points or tokens; one that is an ``nn.Module`` is trained with the model."""
+
+    def sample(
+        self,
+        shape: tuple[int, ...],
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        """Independent points, ``(*shape, *event)``; the origin at padding."""
+
+    def log_prob(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Log-density of every point, ``(...)``; 0 at padding."""
+
+
 class PathPoint(NamedTuple):
     """One draw of a conditional path with a velocity.
 
@@ -82,7 +100,7 @@ class Path:
     """
 
     manifold: Any = None
-    source: Any = None
+    source: Source | None = None
 
     predicts = "velocity"  # a class attribute here, so that a subclass says where among its own arguments it stands
     outputs: ClassVar[int] = 1
@@ -101,7 +119,14 @@ class Path:
             raise ValueError(f"this path has no manifold yet: use {name}(manifold=...) or path.bind(manifold)")
         return self.manifold
 
-    def bind(self, space: Any, predicts: Any = None, source: Any = None) -> Any:
+    @property
+    def bound_source(self) -> Source:
+        """Where a bound path starts."""
+        if self.source is None:
+            raise ValueError(f"this path has no source yet: use {type(self).__name__}().bind(manifold)")
+        return self.source
+
+    def bind(self, space: Any, predicts: Any = None, source: Source | None = None) -> Any:
         """A copy on ``space``.
 
         Args:
@@ -117,7 +142,7 @@ class Path:
         bound = replace(own, manifold=self.manifold or space, **given)
         return bound.with_source(source)
 
-    def with_source(self, source: Any) -> Any:
+    def with_source(self, source: Source | None) -> Any:
         """A copy that starts from ``source``, or from the default: uniform on compact spaces, standard normal on flat ones."""
         start = source if source is not None else self.source
         if start is None:

@@ -106,7 +106,7 @@ class BirthDeath(Path):
 
     def check_method(self, how: Any) -> None:
         """Counts jump: in their own way, or as :class:`Jumps` says."""
-        if how is not None and not isinstance(how, Jumps):
+        if how is not None and not how.is_for_jumps:
             raise ValueError(f"counts jump: use method='euler' or method=Jumps(...) for them, not {how}")
 
     # ---------------------------------------------------------------- training

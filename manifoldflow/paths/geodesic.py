@@ -1,11 +1,12 @@
 """The conditional path along the shortest geodesic from source to data (Chen & Lipman 2024, eq. 14)."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from manifoldflow.distributions import Normal
 from manifoldflow.manifolds.base import expand_time
 from manifoldflow.paths.base import Path, PathPoint
 from manifoldflow.paths.logits import cross_entropy, land, mix_logits
@@ -214,7 +215,7 @@ class Geodesic(Path):
         r""":math:`c\,(1 - k)`."""
         if not self.space.is_linear or not getattr(self.source, "is_gaussian", False) or self.predicts == "logits":
             return super().noise_level(t)
-        return self.source.scale * self.schedule.remaining(t)
+        return cast(Normal, self.source).scale * self.schedule.remaining(t)
 
     def noise_prediction(self, pred: Tensor, x: Tensor, t: Tensor) -> Tensor:
         r""":math:`\hat x_0 / c`, the source point that the prediction means."""
@@ -225,7 +226,7 @@ class Geodesic(Path):
         else:
             rate = self.schedule.dk(t).clamp_min(1e-3)
             ahead = self.velocity(pred, x, t) / expand_time(rate, x, space.tangent_ndim)
-        return (x - expand_time(k, x, space.tangent_ndim) * ahead) / self.source.scale
+        return (x - expand_time(k, x, space.tangent_ndim) * ahead) / cast(Normal, self.source).scale
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
         r"""The blend of two predictions that guidance needs, a at weight 1 and b at 0, beyond a above 1.

@@ -38,7 +38,7 @@ class NoiseLevel:
 
 
 @dataclass(frozen=True)
-class Bump(NoiseLevel):
+class BumpNoise(NoiseLevel):
     r""":math:`\gamma = \mathrm{scale} \cdot \sin^2(\pi t)`: smooth at both ends."""
 
     def level(self, t: Tensor) -> Tensor:
@@ -49,11 +49,11 @@ class Bump(NoiseLevel):
 
 
 @dataclass(frozen=True)
-class Bridge(NoiseLevel):
+class BridgeNoise(NoiseLevel):
     r""":math:`\gamma = \mathrm{scale} \cdot 2 \sqrt{t (1 - t)}`: the spread of a Brownian bridge.
 
     Its rate is infinite at both ends, where it is cut at times 1e-4 from them. Targets stay bounded, and so do Euler and
-    SDE steps, which use differences of the level; Runge-Kutta steps and likelihoods want :class:`Bump`.
+    SDE steps, which use differences of the level; Runge-Kutta steps and likelihoods want :class:`BumpNoise`.
     """
 
     def level(self, t: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class StochasticInterpolant(Path):
     The law of x_t given the pair is known, so score and SDE are exact for any source and any coupling.
 
     Args:
-        noise: :math:`\gamma`: :class:`Bump` or :class:`Bridge`. At most :math:`\pi / (\sqrt d + 5)` on :math:`S^d` and
+        noise: :math:`\gamma`: :class:`BumpNoise` or :class:`BridgeNoise`. At most :math:`\pi / (\sqrt d + 5)` on :math:`S^d` and
             :math:`2 \pi / (\sqrt 3 + 5)` on rotations: beyond, noise would reach the point where all geodesics meet again, and
             the density has a pole there.
         schedule: k of the geodesic.
@@ -116,7 +116,7 @@ class StochasticInterpolant(Path):
         manifold: Euclidean, Torus, Sphere, SO3 or UnitQuaternion; :class:`manifoldflow.Flow` fills it in.
     """
 
-    noise: NoiseLevel = field(default_factory=Bump)
+    noise: NoiseLevel = field(default_factory=BumpNoise)
     schedule: Schedule = field(default_factory=Linear)
     noise_weight: float = 1.0
 

@@ -14,7 +14,7 @@ and any multiple of the corrector's may be added, which leave p_t as it is (they
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -86,7 +86,7 @@ class UniformJump(Path):
 
     def check_method(self, how: Any) -> None:
         """Tokens jump: in their own way, or as :class:`Jumps` says."""
-        if how is not None and not isinstance(how, Jumps):
+        if how is not None and not how.is_for_jumps:
             raise ValueError(f"tokens jump: use method='euler' or method=Jumps(...) for them, not {how}")
 
     # ---------------------------------------------------------------- training
@@ -109,7 +109,7 @@ class UniformJump(Path):
             return pred
         k = torch.as_tensor(expand_time(self.schedule.k(t), x, 0))
         noise = torch.as_tensor(expand_time(self.schedule.remaining(t), x, 0)).clamp_min(1e-9)
-        gain = torch.log1p(k / (noise * self.source.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
+        gain = torch.log1p(k / (noise * self._tokens.probabilities(dtype=k.dtype, device=x.device)[x].clamp_min(1e-9)))
         pred = pred.to(
             torch.promote_types(pred.dtype, torch.float32)
         )  # half precision would round the gain by percents
@@ -320,7 +320,7 @@ class UniformJump(Path):
         drawn = self.known(drawn, x)
         if noise is None:
             return drawn
-        fresh = self.source.sample(tuple(x.shape), generator=generator, device=x.device)
+        fresh = self._tokens.sample(tuple(x.shape), generator=generator, device=x.device)
         u = torch.rand(x.shape, generator=generator, dtype=noise.dtype, device=x.device)
         return torch.where(u < noise, fresh, drawn)
 
@@ -349,8 +349,12 @@ class UniformJump(Path):
             f"order='confidence' is for Masking; with {type(self).__name__} no token is known before the end"
         )
 
+    @property
+    def _tokens(self) -> TokenSource:
+        return cast(TokenSource, self.source)
+
     def _source_probabilities(self, like: Tensor) -> Tensor:
-        return self.source.probabilities(dtype=like.dtype, device=like.device)
+        return self._tokens.probabilities(dtype=like.dtype, device=like.device)
 
     def mix(self, pred_a: Tensor, pred_b: Tensor, weight: float | Tensor) -> Tensor:
         r"""Logits of :math:`p_a^w p_b^{1-w}`, the blend of two predictions that guidance needs."""

@@ -56,7 +56,7 @@ def exact_log_prob(
     generator: torch.Generator | None,
     with_graph: bool,
     return_error: bool,
-    rows: int,
+    chunk: int,
 ) -> Any:
     """See :meth:`manifoldflow.Flow.log_prob`."""
     first = first_tensor(x)
@@ -73,13 +73,13 @@ def exact_log_prob(
             raise ValueError("return_error compares with half as many steps, so it needs at least 2")
         plans = [(grid, method), (grid.halved(), method)]
     nodes = nodes_of(x, flow.fields)
-    size = max(1, rows // (nodes[1] if len(nodes) > 1 else 1))
+    size = max(1, chunk // (nodes[1] if len(nodes) > 1 else 1))
     values = []
     with torch.set_grad_enabled(with_graph), torch.autocast(first.device.type, enabled=False):
         check_points(flow, x, mask)
         for plan, solver in plans:
             parts = [
-                _solve(flow, part, plan, solver, kind, probes, trace_every, m, c, generator, rows, with_graph)
+                _solve(flow, part, plan, solver, kind, probes, trace_every, m, c, generator, chunk, with_graph)
                 for part, m, c in in_parts(x, mask, cond, size)
             ]
             values.append(torch.cat(parts))
@@ -125,7 +125,7 @@ def _solve(
     mask: Tensor | None,
     cond: Any,
     generator: torch.Generator | None,
-    rows: int,
+    chunk: int,
     with_graph: bool,
 ) -> Tensor:
     cover = Cover(flow.spaces)
@@ -143,7 +143,7 @@ def _solve(
             probes=probes,
             mask=mask,
             generator=generator,
-            rows=rows,
+            chunk=chunk,
             push=push,
         )
 

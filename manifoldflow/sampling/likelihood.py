@@ -31,7 +31,7 @@ from manifoldflow.state import State, expand_mask, fields, first_tensor, like
 Velocity = Callable[[State, Tensor], State]
 Divergence = Literal["exact", "hutchinson"]
 
-ROWS = 2**14
+CHUNK = 2**14
 """Elements (samples x set size x directions) that go through the network at once unless told otherwise."""
 
 
@@ -78,7 +78,7 @@ def divergence(
     probes: int = 1,
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
-    rows: int = ROWS,
+    chunk: int = CHUNK,
     push: Pushforward | None = None,
 ) -> tuple[State, Tensor]:
     r"""A velocity field and its divergence, in the coordinates of :meth:`Manifold.frame_moves`.
@@ -95,7 +95,7 @@ def divergence(
         kind, probes: how the trace is taken.
         mask: bool ``(B, N)`` of real elements.
         generator: of the probes.
-        rows: elements that go through the network at once.
+        chunk: elements that go through the network at once.
         push: a quicker way to the velocity and its derivatives than :func:`forward_mode`.
 
     Returns:
@@ -104,7 +104,7 @@ def divergence(
     make = push or forward_mode(velocity)
     total: Tensor | None = None
     v: Any = None
-    at_once = max(1, rows // max(1, _elements(x)))
+    at_once = max(1, chunk // max(1, _elements(x)))
     if kind == "hutchinson":
         groups = random_directions(spaces, x, probes, mask, generator, at_once)
     else:
@@ -307,7 +307,7 @@ def _elements(x: State) -> int:
 
 
 __all__ = [
-    "ROWS",
+    "CHUNK",
     "Directions",
     "divergence",
     "exact_directions",

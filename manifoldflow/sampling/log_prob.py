@@ -1,5 +1,6 @@
 """The verbs of a flow that say how probable a state is: log_prob, elbo and log_prob_bound."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from manifoldflow.sampling.adaptive import Adaptive
 from manifoldflow.sampling.bounds import mixed_bound, token_bound
 from manifoldflow.sampling.density import backward_grid, exact_log_prob
 from manifoldflow.sampling.likelihood import (
-    ROWS,
+    CHUNK,
     Divergence,
 )
 from manifoldflow.sampling.steps import Step
@@ -59,7 +60,8 @@ class Likelihoods:
         generator: torch.Generator | None = None,
         differentiable: bool | None = None,
         return_error: bool = False,
-        rows: int = ROWS,
+        chunk: int = CHUNK,
+        rows: int | None = None,
     ) -> Any:
         r"""Log-density of data points in nats, with respect to the Riemannian volume of the spaces (as the sources' own).
 
@@ -90,8 +92,10 @@ class Likelihoods:
             differentiable: keep the graph, through ``x`` and the parameters; by default if ``x`` requires a gradient. Steps
                 are recomputed in the backward pass, so memory grows by one state per step.
             return_error: also return an estimate of the solver's error, the difference to half as many steps.
-            rows: bound on the elements (samples x set size x directions) that go through the network at once, and so on
+            chunk: bound on the elements (samples x set size x directions) that go through the network at once, and so on
                 memory; results do not depend on it.
+
+            rows: the name that ``chunk`` had before version 0.2.
 
         Returns:
             Log-densities ``(B,)``, or ``(log-densities, errors)``.
@@ -99,6 +103,8 @@ class Likelihoods:
         Raises:
             ValueError: a point lies off its manifold, or the grid is not decreasing.
         """
+        if rows is not None:
+            warnings.warn("log_prob(rows=) is now log_prob(chunk=)", FutureWarning, stacklevel=2)
         return exact_log_prob(
             self,
             x,
@@ -112,7 +118,7 @@ class Likelihoods:
             generator=generator,
             with_graph=first_tensor(x).requires_grad if differentiable is None else differentiable,
             return_error=return_error,
-            rows=rows,
+            chunk=chunk if rows is None else rows,
         )
 
     @torch.no_grad()

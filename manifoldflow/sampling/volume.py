@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from manifoldflow.numerics import push_along
-from manifoldflow.sampling.likelihood import ROWS, exact_directions
+from manifoldflow.sampling.likelihood import CHUNK, exact_directions
 from manifoldflow.state import State, fields, like, map_state
 
 
 def log_volume_change(
-    move: Callable[[State], State], spaces: Any, x: State, *, mask: Tensor | None = None, rows: int = ROWS
+    move: Callable[[State], State], spaces: Any, x: State, *, mask: Tensor | None = None, chunk: int = CHUNK
 ) -> Tensor:
     r""":math:`\log |\det D|` of a differentiable map of states, D its derivative in orthonormal frames of both ends, ``(B,)``.
 
@@ -23,7 +23,7 @@ def log_volume_change(
         spaces: manifold of the state, or a dict of them. On mean-free spaces the factor is that of the mean-free part.
         x: state ``(B, ..., *event)`` per field.
         mask: bool ``(B, N)`` of real elements; padding that stays counts for nothing.
-        rows: elements that go through the map at once.
+        chunk: elements that go through the map at once.
     """
     space_of = fields(spaces)
     # A mean-free set moves as in all of space, its mean staying what it is: a factor of 1 more.
@@ -42,7 +42,7 @@ def log_volume_change(
         return tuple(made[n] for n in names)
 
     columns = []
-    for directions in exact_directions(whole, x, mask, max(1, rows // max(1, len(next(iter(view.values())))))):
+    for directions in exact_directions(whole, x, mask, max(1, chunk // max(1, len(next(iter(view.values())))))):
         ends, pushed = push_along(flat, tuple(view[n] for n in names), tuple(directions.moves[n] for n in names))
         parts = [_coordinates(fields(whole)[n], y, dy) for n, y, dy in zip(names, ends, pushed, strict=True)]
         columns.append(torch.cat(parts, -1))

@@ -127,7 +127,8 @@ def sample_frames(
 def _source(flow: mf.Flow, mask: Tensor, noise: float | None, generator: torch.Generator | None) -> dict[str, Tensor]:
     x0: Any = flow.draw_source(tuple(mask.shape), mask=mask, generator=generator, device=mask.device)
     if noise is not None:
-        x0 = {**x0, "trans": x0["trans"] * (noise / flow.source["trans"].scale)}
+        trained: Any = flow.source["trans"]
+        x0 = {**x0, "trans": x0["trans"] * (noise / trained.scale)}
     return x0
 
 
