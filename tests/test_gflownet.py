@@ -8,7 +8,6 @@ from torch import nn
 
 import manifoldflow as mf
 from manifoldflow import gflownet as gf
-from manifoldflow.gflownet.balance import DriftedWalk
 from manifoldflow.training import TrainConfig, fit
 
 
@@ -57,7 +56,7 @@ def test_a_grid_and_an_energy_are_learned_by_the_same_balance_through_the_same_s
         def forward(self, x, t):
             return self.net(torch.cat([x, t[:, None]], -1))
 
-    walk = DriftedWalk(lambda drift: mf.RandomWalk(space, sigma, drift=drift), Drift())
+    walk = gf.DriftedWalk(lambda drift: mf.RandomWalk(space, sigma, drift=drift), Drift())
     bridge = gf.PinnedBridge(space, torch.zeros(2), sigma)
     sampler = gf.Balance(walk, bridge, log_density, lambda n: torch.zeros(n, 2), torch.linspace(0, 1, 13))
     before = sampler.log_z_estimate(4000, generator=gen())

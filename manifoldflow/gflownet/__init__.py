@@ -1,6 +1,6 @@
 """GFlowNets: samplers proportional to a reward, as kernels of actions or of noisy steps under the one simulate."""
 
-from manifoldflow.gflownet.balance import Balance, PinnedBridge
+from manifoldflow.gflownet.balance import Balance, DriftedWalk, PinnedBridge
 from manifoldflow.gflownet.env import Env, check_env
 from manifoldflow.gflownet.exact import Enumeration, enumerate_env
 from manifoldflow.gflownet.gflownet import GFlowNet, Mlp
@@ -17,6 +17,7 @@ from manifoldflow.gflownet.losses import (
 __all__ = [
     "BackwardPolicy",
     "Balance",
+    "DriftedWalk",
     "Enumeration",
     "Env",
     "ForwardPolicy",
