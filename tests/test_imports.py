@@ -1,6 +1,7 @@
 """Imports go one way, so that each layer can be read, tested and replaced without those above it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,17 @@ def test_task_module_imports_neither_the_command_line_nor_another_task(path: Pat
         assert not name.startswith("manifoldflow.tasks.") or name.split(".")[2] in allowed, (
             f"{path.name}:{line}: {name}"
         )
+
+
+def test_lower_rooms_of_a_task_do_not_climb_to_its_commands() -> None:
+    climbers = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in TASK_MODULES
+        if path.name != "__init__.py" and "command" not in path.name
+        for name, line in imported(path)
+        if re.search(r"\.(\w+_)?commands?(\.|$)", name)
+    ]
+    assert not climbers, "\n".join(climbers)
 
 
 def test_command_line_module_itself_imports_only_the_standard_library_at_the_top() -> None:

@@ -143,7 +143,7 @@ def test_pictures_are_written_whole_and_only_in_formats_that_exist(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.PNG", "a.svg"]
 
 
-@pytest.mark.parametrize("task", ["densities"])
+@pytest.mark.parametrize("task", ["densities", "dna", "proteins"])
 def test_a_task_is_imported_without_the_trainer_and_without_pictures(task):
     code = f"""
 import sys, time
