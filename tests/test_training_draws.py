@@ -305,6 +305,39 @@ def test_times_follow_the_range_and_the_warp():
     assert (even.sort().values - torch.linspace(0, 1, 20_000)).abs().max() < 0.015
 
 
+def test_times_of_nodes_reach_graphs_and_pairs_as_the_earliest_of_theirs():
+    """From 0 to 1 along a line the noisy state is its own time."""
+    line = mf.Euclidean(1)
+    spaces = {"node": line, "graph": mf.Field(line, per="graph"), "pair": mf.Field(line, per="pair")}
+    flow = mf.Flow(spaces, Says(lambda told: told["x"]))
+    x1 = {"node": torch.ones(2, 3, 1), "graph": torch.ones(2, 1), "pair": torch.ones(2, 3, 3, 1)}
+    t = torch.tensor([[0.2, 0.9, 0.5], [0.7, 0.6, 1.0]])
+    xt = flow.draw(x1, x0={n: torch.zeros_like(v) for n, v in x1.items()}, t=t, generator=seeded()).xt
+    torch.testing.assert_close(xt["node"].squeeze(-1), t)
+    torch.testing.assert_close(xt["graph"].squeeze(-1), torch.tensor([0.2, 0.6]))
+    pairs = torch.tensor([[[min(a, b) for b in row] for a in row] for row in t.tolist()])
+    torch.testing.assert_close(xt["pair"].squeeze(-1), pairs)
+
+
+def test_a_pin_in_one_field_keeps_the_source_of_all_fields_of_that_sample():
+    """The coupling turns all fields together, so one pinned part fixes the frame of them all."""
+
+    class Marked:
+        def __call__(self, x0, x1, **_):
+            return {n: v + 1000.0 for n, v in x0.items()}, x1
+
+    flow = mf.Flow(
+        {"a": mf.Euclidean(2), "b": mf.Euclidean(2)},
+        Says(lambda told: told["x"]),
+        coupling=Marked(),
+        pin=lambda mask, generator: {"a": first_two(mask, generator), "b": mask & False},
+    )
+    x1 = {n: torch.zeros(4, 3, 2) for n in "ab"}
+    xt = flow.draw(x1, t=torch.zeros(4), generator=seeded()).xt
+    for n in "ab":
+        assert xt[n][0::2].abs().max() < 10 and xt[n][1::2].min() > 990
+
+
 # ---------------------------------------------------------------- what is counted
 
 
