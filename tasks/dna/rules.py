@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
-from manifoldflow.tasks.common.splits import Split
+from manifoldflow.tasks.common.splits import Split, chosen_rows
 from manifoldflow.tasks.dna.evaluation import P_VALUE, compare_sets
 from manifoldflow.tasks.dna.fitting import Classifier
 from manifoldflow.tasks.dna.markov import ORDER, MarkovChain, PlantedChain
@@ -112,7 +112,7 @@ def held_out(
     """
     if not isinstance(flow.spaces, mf.Tokens) or not bool(train.mask.all() and test.mask.all()):
         return None
-    some = test.rows(torch.arange(min(len(test), rows)))
+    some = test.rows(chosen_rows(len(test), rows))  # files list class after class
     cond = some.labels if (flow.config or {}).get("classes") else None
     with torch.no_grad():
         bound = flow.elbo(some.tokens, samples=samples, cond=cond, generator=torch.Generator().manual_seed(0))

@@ -137,6 +137,8 @@ def test_held_out_scores_stand_beside_those_of_a_chain():
         MarkovChain.fit(train.tokens[train.labels == k]).log_prob(test.tokens[test.labels == k]).sum() for k in (0, 1)
     ]
     assert abs(chain + float(sum(expected)) / 8000) < 1e-9
+    few = held_out(flow, train, test.rows(test.labels.argsort(stable=True)), both_strands=False, rows=40, samples=1)
+    assert abs(few[1] - chain) < 0.006  # of both classes, whatever the order of the file
     assert bound > chain and abs(bound - math.log(4)) < 0.3  # untrained: letters at random
     assert (
         held_out(build(DnaConfig(length=80, representation="linear", width=8)), train, test, both_strands=False) is None
