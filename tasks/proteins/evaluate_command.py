@@ -201,7 +201,7 @@ def _check_out(path: Path) -> None:
     if path.is_dir() or path.suffix.lower() == ".json":
         raise ValueError(f"--out {path}: expected the name of a CSV file; the summary goes beside it as JSON")
     beside = path.with_suffix(".json")
-    if not beside.exists():
+    if _is_stream(path) or not beside.exists():
         return
     try:
         content = json.loads(beside.read_text())
@@ -214,6 +214,11 @@ def _check_out(path: Path) -> None:
         )
 
 
+def _is_stream(path: Path) -> bool:
+    """Whether the table goes to a device or a pipe, such as /dev/stdout: there is no place beside it for the summary."""
+    return path.is_relative_to("/dev") or (path.exists() and not path.is_file())
+
+
 def _write_table(
     path: Path, found: Backbones, rows: dict[str, Tensor], summary: dict[str, float], designs: Path
 ) -> None:
@@ -224,6 +229,8 @@ def _write_table(
         for i, (name, model, chain) in enumerate(zip(found.files, found.models, found.chains, strict=True)):
             shown = name.relative_to(designs) if name != designs else name.name
             writer.writerow([shown, model, chain.chain_id, *(column[i] for column in columns), chain.missing])
+    if _is_stream(path):
+        return
     chains = summary["chains"]
     intervals = {
         key: [round(x, 5) for x in wilson(round(summary[key] * chains), chains)]

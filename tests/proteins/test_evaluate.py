@@ -275,6 +275,12 @@ def test_the_summary_replaces_no_other_file(tmp_path: Path, capsys: Captured) ->
         evaluate(capsys, "--designs", file, "--out", tmp_path / "n.csv")
 
 
+def test_a_table_on_a_stream_has_no_summary_beside_it(tmp_path: Path, capsys: Captured) -> None:
+    file = put(tmp_path / "x.pdb", pdb_lines(helix(9)))
+    evaluate(capsys, "--designs", file, "--out", "/dev/null")
+    assert Path("/dev/null").is_char_device() and not Path("/dev/null.json").exists()
+
+
 def test_missing_atoms_are_in_the_table(tmp_path: Path, capsys: Captured) -> None:
     lines = pdb_lines(helix(9))
     file = put(tmp_path / "x.pdb", lines[:12] + lines[13:])  # residue 4 has no N
