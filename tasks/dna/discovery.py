@@ -102,7 +102,8 @@ def _maximise(
     table = background.expand(width, 4).clone()
     first = (width - WORD) // 2
     table[first : first + WORD] = 0.1 + 0.6 * torch.nn.functional.one_hot(start, 4)
-    share, counts, gain = torch.tensor(0.5, dtype=torch.float64), table.T, torch.tensor(-torch.inf)
+    share, gain = torch.tensor(0.5, dtype=torch.float64), torch.tensor(-torch.inf)
+    counts, posterior = table.T, windows.new_zeros(windows.shape[:2])
     for _ in range(rounds):
         score = torch.einsum("bmkw,kw->bm", windows, table.log().T) - base
         chance = score.exp() * share / places
@@ -111,6 +112,9 @@ def _maximise(
         counts = torch.einsum("bm,bmkw->kw", posterior, windows)
         table = ((counts + background[:, None]) / (counts.sum(0) + 1)).T
         share = posterior.sum(1).mean().clamp(0.01, 0.99)
+    forward, reverse = (float(part.sum()) for part in posterior.chunk(2, 1))
+    if reverse > 1.5 * forward:  # sites that have a direction are shown in it
+        counts = counts.flip(0, 1)
     return counts, float(share), float(gain)
 
 

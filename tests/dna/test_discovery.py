@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 
-from manifoldflow.tasks.dna.alphabet import decode
-from manifoldflow.tasks.dna.discovery import WANTED, discover, main
+from manifoldflow.checkpoint import data_path
+from manifoldflow.tasks.dna.alphabet import decode, encode
+from manifoldflow.tasks.dna.discovery import FILE, WANTED, discover, main
+from manifoldflow.tasks.dna.motifs import Motif, find_sites
 from manifoldflow.tasks.dna.planted import LAWS
+from manifoldflow.tasks.dna.serving.tracks import own_motifs
 
 
 def consensus(motif):
@@ -31,6 +34,21 @@ def test_a_planted_motif_is_found_on_either_strand_with_its_probabilities():
 def test_sequences_too_short_for_a_motif_are_told():
     with pytest.raises(ValueError, match="a motif of 20 places needs two sequences and a control with 22 letters"):
         discover(torch.zeros(5, 10, dtype=torch.int64), torch.zeros(5, 10, dtype=torch.int64), name="a", identifier="a")
+
+
+def test_the_embedded_motifs_are_those_of_their_classes():
+    made = json.loads(data_path(FILE).read_text())
+    assert set(made) == set(WANTED)
+    words = {"CTCF site": "AGGGGGC", "PU.1 site": "GAGGAAGT", "TATA box": "TATAAA"}  # what textbooks print
+    for model, wanted in WANTED.items():
+        motifs = own_motifs(data_path(f"checkpoints/{model}.safetensors"))
+        assert [motif.name for motif in motifs] == [name for name, *_ in wanted]
+        for motif in motifs:
+            assert isinstance(motif, Motif) and 6 <= len(motif) <= 20
+            assert bool(find_sites(encode([consensus(motif)])[0], words[motif.name]).any()), (
+                motif.name,
+                consensus(motif),
+            )
 
 
 @pytest.mark.slow

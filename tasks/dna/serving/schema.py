@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from manifoldflow.serving.errors import shown
 from manifoldflow.serving.schema import Facts, Name, Request, Seed, Strict
@@ -51,6 +51,8 @@ class MotifToKeep(Strict):
 class DesignRequest(Request):
     """What to design."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"n": 3, "avoid_sites": ["GAATTC"], "seed": 1}]})
+
     n: int = Field(10, ge=1, le=MOST_DESIGNS, description="number of sequences")
     label: Name | None = Field(None, description="class; null: any")
     guidance: float = Field(1.0, ge=0, le=100, description="weight of the class, 1: the conditional model as it is")
@@ -68,6 +70,8 @@ class DesignRequest(Request):
 
 class ScoreRequest(Request):
     """Sequences to score."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"sequences": [25 * "ACGT"], "samples": 16}]})
 
     sequences: list[DnaText] = Field(min_length=1, max_length=MOST_SEQUENCES, description="of one length")
     label: Name | None = Field(None, description="class under which to score")
