@@ -11,6 +11,7 @@ from manifoldflow.tasks.proteins.model import FrameTransformer, NetworkConfig
 from manifoldflow.tasks.proteins.motif import Motif, load_motif
 from manifoldflow.tasks.proteins.reading import read_structure
 from manifoldflow.tasks.proteins.relax import relax
+from manifoldflow.tasks.proteins.sampling import Sampling, sample_frames
 from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -41,6 +42,7 @@ __all__ = [
     "NetworkConfig",
     "ProteinConfig",
     "ProteinDataset",
+    "Sampling",
     "atoms_from_frames",
     "build",
     "collate",
@@ -52,6 +54,7 @@ __all__ = [
     "reflow",
     "relax",
     "sample",
+    "sample_frames",
     "train",
     "write_cif",
     "write_pdb",

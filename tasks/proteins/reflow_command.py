@@ -3,7 +3,7 @@
 import torch
 
 import manifoldflow as mf
-from manifoldflow.tasks.proteins.sample_command import DEFAULT_STEPS, find_device
+from manifoldflow.tasks.proteins.sample_command import find_device
 
 
 def reflow(
@@ -12,7 +12,7 @@ def reflow(
     num: int = 1000,
     min_length: int = 60,
     max_length: int = 128,
-    steps: int = DEFAULT_STEPS,
+    steps: int = 30,
     batch_size: int = 16,
     seed: int = 0,
     device: str = "auto",

@@ -81,9 +81,11 @@ _MARGIN = 1.0  # angstrom that a pair may approach before the list of pairs is m
 _RENEW = 30  # iterations
 
 # A hydrogen bond that the flow has nearly made (DSSP energy below this, kcal/mol) is drawn to these lengths.
-_NEARLY_BONDED = -0.2
+_NEARLY_BONDED = -0.05
 _H_O, _N_O, _N_H = 2.15, 3.1, 1.01
 _HYDROGEN_ERROR = 0.32  # angstrom that count as 1
+
+RELAX_STEPS = 150  # iterations
 
 
 class Pairs(NamedTuple):
@@ -127,7 +129,7 @@ def relax(
     *,
     fixed: Tensor | None = None,
     atoms: Tensor | None = None,
-    steps: int = 150,
+    steps: int = RELAX_STEPS,
     tether: float = 0.02,
 ) -> dict[str, Tensor]:
     """Move residues as little as needed to meet the restraints: Adam on a shift and a turn of every residue.

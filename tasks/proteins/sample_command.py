@@ -79,7 +79,7 @@ def sample(
     from rich.progress import Progress
 
     from manifoldflow.tasks.proteins.motif import Motif, keep_atoms, lay_out, numbers_of, read_contig, stack
-    from manifoldflow.tasks.proteins.relax import backbone_atoms
+    from manifoldflow.tasks.proteins.relax import RELAX_STEPS, backbone_atoms
     from manifoldflow.tasks.proteins.relax import relax as relax_frames
     from manifoldflow.tasks.proteins.sequence_files import SequenceFiles
     from manifoldflow.tasks.proteins.sequences import ProteinMPNN
@@ -153,7 +153,9 @@ def sample(
             final = {k: v[-1] for k, v in x.items()} if trajectory else x
             own = None if known is None else keep_atoms(atoms_from_frames(final, mask, index), final, known)
             if relax:
-                final = relax_frames(final, mask, index, fixed=fixed, atoms=own)
+                # What meets a motif has to give way alone: that takes longer.
+                iterations = RELAX_STEPS if fixed is None else 2 * RELAX_STEPS
+                final = relax_frames(final, mask, index, fixed=fixed, atoms=own, steps=iterations)
             write = write_pdb if format == "pdb" else write_cif
             stems = names[at : at + len(part)]
             target.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ class Sampling:
     """
 
     steps: int = 40
-    noise: float | None = 9.8
+    noise: float | None = 9.5
     power: float = 0.5
     again: float = 0.6
     again_steps: int = 20
