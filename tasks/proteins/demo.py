@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.tasks.common.tables import share, span
 from manifoldflow.tasks.proteins.geometry import atoms_from_frames
 from manifoldflow.tasks.proteins.reference import Reference, write_text
 from manifoldflow.tasks.proteins.relax import relax
@@ -148,7 +149,7 @@ def _summary(
 ) -> None:
     known = (m.reference or {}).get("per_chain", {})
     view = Table(title="Samples beside the training set", title_justify="left", title_style="bold")
-    view.add_column("per chain")
+    view.add_column("mean of chains ± 95 %")
     view.add_column("samples", justify="right")
     view.add_column("training set", justify="right")
     rows = [
@@ -157,11 +158,18 @@ def _summary(
         ("favoured torsions", "rama_favoured"),
         ("helix", "helix"),
         ("strand", "strand"),
-        ("has a CA clash below 3 A", "has_clash"),
     ]
     for label, name in rows:
         theirs = f"{100 * known[name]['mean']:.1f} %" if name in known else "-"
-        view.add_row(label, f"{100 * m.table[name].mean():.1f} %", theirs)
+        column = 100 * m.table[name]
+        error = 1.96 * column.std(ddof=1) / len(column) ** 0.5 if len(column) > 1 else float("nan")
+        view.add_row(label, f"{column.mean():.1f} ± {error:.1f} %", theirs)
+    clash = known.get("has_atom_clash")
+    view.add_row(
+        "atoms clash below 2.2 A",
+        share(float(m.table["has_atom_clash"].sum()), len(m.names)),
+        f"{100 * clash['mean']:.1f} %" if clash else "-",
+    )
     ratio = known.get("rg_ratio")
     view.add_row(
         "radius of gyration / fit", f"{m.table['rg_ratio'].mean():.2f}", f"{ratio['mean']:.2f}" if ratio else "-"
@@ -172,9 +180,10 @@ def _summary(
             "mean pairwise TM-score", f"{m.overall['pairwise_tm']:.2f}", f"{real['mean']:.2f}" if real else "-"
         )
     console.print(view)
+    files = span([pdb[0], *(p.name for p in pdb[1:])])
     speed = f"{len(m.names)} backbones in {timings['sampling']:.1f} s, everything in {total:.1f} s"
     console.print(
-        f"{speed}\n[bold]Open[/bold]   {page}\nPicture {picture}\nTable   {table}\nBackbones {pdb[0]} ... {pdb[-1].name}",
+        f"{speed}\n[bold]Open[/bold]   {page}\nPicture {picture}\nTable   {table}\nBackbones {files}",
         soft_wrap=True,
     )
 

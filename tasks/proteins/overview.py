@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from manifoldflow.files import atomic
+from manifoldflow.tasks.common.tables import wilson
 from manifoldflow.tasks.proteins import metrics, ribbon
 from manifoldflow.tasks.proteins.plots import ramachandran_contours
 
@@ -162,6 +163,7 @@ def _numbers(axes: Any, m: "Measured") -> None:
     def theirs(name: str) -> str:
         return f"{100 * known[name]['mean']:.1f} %" if name in known else "–"
 
+    count = len(m.names)
     # Per chain, as the training set's numbers are.
     rows = [
         ("Cα–Cα 3.8 ± 0.15 Å", f"{100 * o['ca_ca_within']:.1f} %", theirs("ca_ca_within")),
@@ -169,8 +171,8 @@ def _numbers(axes: Any, m: "Measured") -> None:
         ("favoured torsions", f"{100 * np.nanmean(m.table['rama_favoured']):.1f} %", theirs("rama_favoured")),
         ("helix", f"{100 * m.table['helix'].mean():.1f} %", theirs("helix")),
         ("strand", f"{100 * m.table['strand'].mean():.1f} %", theirs("strand")),
-        ("chains with a clash", f"{100 * o['clash_chains']:.0f} %", theirs("has_clash")),
-        ("size within 20 % of fit", f"{100 * o['rg_follows_trend']:.0f} %" if "rg_follows_trend" in o else "–", "–"),
+        ("chains with a clash", _share(float(m.table["has_atom_clash"].mean()), count), theirs("has_atom_clash")),
+        ("size within 20 % of fit", _share(o["rg_follows_trend"], count) if "rg_follows_trend" in o else "–", "–"),
     ]
     if "pairwise_tm" in o:
         real = (m.reference or {}).get("pairwise_tm", {})
@@ -186,3 +188,9 @@ def _numbers(axes: Any, m: "Measured") -> None:
         axes.text(0.0, i + 0.55, name, ha="left", va="center", fontsize=10, color=INK)
         axes.text(0.76, i + 0.55, mine, ha="right", va="center", fontsize=10.5, fontweight="bold", color=INK)
         axes.text(1.0, i + 0.55, real, ha="right", va="center", fontsize=10, color=SOFT)
+
+
+def _share(value: float, count: int) -> str:
+    """A share and its 95 % interval, ``"12 % (2–47)"``."""
+    low, high = wilson(value * count, count)
+    return f"{100 * value:.0f} % ({100 * low:.0f}–{100 * high:.0f})"
