@@ -46,8 +46,12 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 def _by_product(x: Tensor) -> tuple[Tensor, ...] | None:
     """Weights of a matrix product in place of a sum over the last axis, None where it is not worth it or loses digits."""
     weight = _WEIGHTS.get((x.shape[-1], x.dtype))
-    is_exact = torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
-    return weight if is_exact and x.device.type == "cpu" else None
+    return weight if x.device.type == "cpu" and products_keep_digits() else None
+
+
+def products_keep_digits() -> bool:
+    """Whether nobody has allowed matrix products on a CPU fewer digits than their numbers have."""
+    return torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled("cpu")
 
 
 def to_unit(x: Tensor) -> Tensor:

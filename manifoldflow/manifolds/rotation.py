@@ -8,6 +8,7 @@ round-off from angle 0 to pi, and branch-free, so it runs under vmap, jvp and ``
 import torch
 from torch import Tensor
 
+from manifoldflow.manifolds import rotation_products as products
 from manifoldflow.manifolds import rotation_rows as rot
 from manifoldflow.manifolds.rows import matrices, pays, points, rows
 from manifoldflow.numerics import smooth_norm
@@ -66,6 +67,8 @@ def matrix_to_quaternion(r: Tensor) -> Tensor:
 
 def quaternion_to_matrix(q: Tensor) -> Tensor:
     """Rotation matrix of a unit quaternion, ``(..., 4) -> (..., 3, 3)``."""
+    if (tables := products.usable(q)) is not None:
+        return products.rotation_matrices(q, tables)
     return matrices(rot.matrix_of_quaternion(rows(q)))
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.manifolds import compiled
+from manifoldflow.manifolds import rotation_products as products
 from manifoldflow.manifolds.base import expand_time
 from manifoldflow.manifolds.flat import align_batch
 from manifoldflow.manifolds.rotation import (
@@ -68,6 +69,9 @@ class SO3(RotationGroup):
     @compiled_as(compiled.so3_interpolate)
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
         """Turn ``x0`` by the share ``t`` of the rotation to ``x1``, through quaternions: no rotation vector is made."""
+        if (tables := products.usable(x0)) is not None:
+            x0, x1 = torch.broadcast_tensors(x0, x1)
+            return products.interpolate(x0, x1, expand_time(t, x0[..., 0], 1), tables)
         turn = quaternion_of_matrix(rows(compose(x0.mT, x1), 2))
         return compose(x0, matrices(matrix_of_quaternion(power(turn, times(t, turn[0])))))
 
