@@ -24,7 +24,7 @@ SMALL_SQUARE = 1e-4
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner product over the last axis, kept as size 1.
+    """Inner product over the last axis, ``(..., n)`` and ``(..., n) -> (..., 1)``.
 
     A reduction over an axis of 3 or 4 costs three times its explicit sum on a CPU, and these are our sizes. A product with a
     column of ones is as quick as the sum and one kernel instead of three; it is used where nobody has allowed matrix products
@@ -63,14 +63,14 @@ def to_unit(x: Tensor) -> Tensor:
 
 
 def safe_norm(x: Tensor, eps: float = 1e-30) -> Tensor:
-    """Euclidean norm over the last axis, kept as size 1, with gradient 0 (not NaN) at x = 0."""
+    """Euclidean norm over the last axis, ``(..., n) -> (..., 1)``, with gradient 0 (not NaN) at x = 0."""
     squared = (x * x).sum(-1, keepdim=True)
     is_zero = squared <= eps
     return torch.where(is_zero, 0.0, squared.where(~is_zero, 1.0).sqrt())
 
 
 def sinc_of_square(squared: Tensor) -> Tensor:
-    """sin(r) / r as a function of r**2, smooth at r = 0."""
+    """sin(r) / r as a function of r**2 of any shape, smooth at r = 0."""
     is_small = squared < SMALL_SQUARE
     r = squared.where(~is_small, 1.0).sqrt()
     series = 1 - squared / 6 * (1 - squared / 20 * (1 - squared / 42))
@@ -78,13 +78,13 @@ def sinc_of_square(squared: Tensor) -> Tensor:
 
 
 def cosc_of_square(squared: Tensor) -> Tensor:
-    """(1 - cos r) / r**2 as a function of r**2, smooth at r = 0; 2 sin(r/2)**2 keeps the digits that 1 - cos loses."""
+    """(1 - cos r) / r**2 as a function of r**2 of any shape, smooth at 0; 2 sin(r/2)**2 keeps the digits that 1 - cos loses."""
     half = sinc_of_square(squared / 4)
     return 0.5 * half * half
 
 
 def cot_slope(squared: Tensor) -> Tensor:
-    """(r cot r - 1) / r**2 as a function of r**2, -1/3 at 0: how the volume factor sin(r) / r falls, per r**2."""
+    """(r cot r - 1) / r**2 as a function of r**2 of any shape, -1/3 at 0: how the volume factor sin(r) / r falls, per r**2."""
     is_small = squared < 0.1
     q = torch.where(is_small, squared, 0.0)
     series = -(1 / 3 + q * (1 / 45 + q * (2 / 945 + q * (1 / 4725 + q * (2 / 93555 + q * (1382 / 638512875))))))
@@ -94,7 +94,7 @@ def cot_slope(squared: Tensor) -> Tensor:
 
 
 def coth_slope(squared: Tensor) -> Tensor:
-    """(r coth r - 1) / r**2 as a function of r**2, 1/3 at 0."""
+    """(r coth r - 1) / r**2 as a function of r**2 of any shape, 1/3 at 0."""
     is_small = squared < 0.1
     q = torch.where(is_small, squared, 0.0)
     series = 1 / 3 - q * (1 / 45 - q * (2 / 945 - q * (1 / 4725 - q * (2 / 93555 - q * (1382 / 638512875)))))
@@ -104,7 +104,7 @@ def coth_slope(squared: Tensor) -> Tensor:
 
 
 def cos_of_square(squared: Tensor) -> Tensor:
-    """cos(r) as a function of r**2, smooth at r = 0."""
+    """cos(r) as a function of r**2 of any shape, smooth at r = 0."""
     is_small = squared < SMALL_SQUARE
     series = 1 - squared / 2 * (1 - squared / 12 * (1 - squared / 30 * (1 - squared / 56)))
     return torch.where(is_small, series, squared.where(~is_small, 1.0).sqrt().cos())
@@ -128,7 +128,7 @@ _WEIGHTS = {(n, dtype): _weights(n, dtype) for n in (2, 3, 4) for dtype in (torc
 
 
 def smooth_norm(x: Tensor) -> Tensor:
-    r"""The norm :math:`\sqrt{|x|^2 + \epsilon}` over the last axis, kept as size 1: never 0 (1e-12 in float32, 1e-97
+    r"""The norm :math:`\sqrt{|x|^2 + \epsilon}` over the last axis, ``(..., n) -> (..., 1)``: never 0 (1e-12 in float32, 1e-97
     in float64).
 
     A quotient such as sin(r) / r of it needs no series: its value is 1 to round-off at x = 0, and in a product with x
@@ -138,7 +138,7 @@ def smooth_norm(x: Tensor) -> Tensor:
 
 
 def atan2_over_sine(sine: Tensor, cosine: Tensor) -> Tensor:
-    """atan2(s, c) / s for s >= 0: the factor that turns a vector of length sin(a) into one of length a.
+    """atan2(s, c) / s for s >= 0 of any shape: the factor that turns a vector of length sin(a) into one of length a.
 
     Series in s / c where s is small and c > 0. At s = 0, c < 0 (angle pi) the factor is infinite: callers treat that
     direction-less case themselves, and this returns a finite number there.
@@ -283,7 +283,7 @@ def _in_one_dtype(
 
 
 def polar_angle(sine: Tensor, cosine: Tensor) -> Tensor:
-    """atan2(s, c) for s > 0.
+    """atan2(s, c) for s > 0, of any shape.
 
     Under ``torch.compile`` on a CPU in the form 2 atan(s / (1 + c)), reflected for c < 0: the compiler has a vector
     instruction for atan and none for atan2, and one scalar call makes the whole kernel scalar (8 times slower).

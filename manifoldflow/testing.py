@@ -20,7 +20,7 @@ LENGTHS = (0.0, 1e-8, 1e-4, 1e-2, 0.3, 1.0)
 
 
 def point_gap(manifold: Manifold, x: Tensor, y: Tensor) -> float:
-    """Largest coordinate difference of two sets of points, blind to what is the same point (period, sign)."""
+    """Largest coordinate difference of two sets of points ``(..., *event)``, blind to what is the same point (period, sign)."""
     x, y = x.detach().double(), y.detach().double()
     return float(manifold.coordinate_gap(x, y).max())
 
@@ -28,7 +28,7 @@ def point_gap(manifold: Manifold, x: Tensor, y: Tensor) -> float:
 def pairs_at_length(
     manifold: Manifold, length: float, count: int = 32, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Points x and exp(x, u) with random tangents u of the given length, made in float64 and then rounded."""
+    """Points x and exp(x, u), ``(count, *event)``, with random tangents u of a length, made in float64 and then rounded."""
     generator = torch.Generator().manual_seed(seed)
     x = _points(manifold, count, generator)
     u = _tangents(manifold, x, generator)

@@ -61,23 +61,25 @@ class Manifold(Laws, Views):
         raise NotImplementedError
 
     def exp(self, x: Tensor, u: Tensor) -> Tensor:
-        """The point reached from ``x`` in unit time along the geodesic with velocity ``u``."""
+        """The point ``(..., *event)`` reached from ``x`` ``(..., *event)`` in unit time along the geodesic with velocity ``u``
+        ``(..., *tangent_event)``."""
         raise NotImplementedError
 
     def log(self, x: Tensor, y: Tensor) -> Tensor:
-        """The shortest tangent vector at ``x`` with ``exp(x, log(x, y)) == y``."""
+        """The shortest tangent vector at ``x`` with ``exp(x, log(x, y)) == y``: points ``(..., *event)`` to tangents
+        ``(..., *tangent_event)``."""
         raise NotImplementedError
 
     def project(self, x: Tensor) -> Tensor:
-        """The closest point of the manifold to an ambient ``x``."""
+        """The closest point of the manifold to an ambient ``x``, both ``(..., *event)``."""
         raise NotImplementedError
 
     def to_tangent(self, x: Tensor, u: Tensor) -> Tensor:
-        """The orthogonal projection of an ambient vector onto the tangent space at ``x``."""
+        """The orthogonal projection of an ambient ``u`` onto the tangent space at ``x``, both ``(..., *tangent_event)``."""
         raise NotImplementedError
 
     def transport(self, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
-        """Parallel transport of ``u`` from ``x`` to ``y`` along the shortest geodesic.
+        """Parallel transport of ``u`` ``(..., *tangent_event)`` from ``x`` to ``y`` ``(..., *event)``, the shortest way.
 
         Here by a rung of the pole ladder: exact on symmetric spaces.
         """
@@ -161,7 +163,8 @@ class Manifold(Laws, Views):
         return torch.func.jvp(lambda s: self.exp(x, s * u), (zero,), (one,))[1]
 
     def from_rate(self, x: Tensor, v: Tensor) -> Tensor:
-        """The inverse of :meth:`rate` on velocities of points of the manifold; what is normal to it is dropped."""
+        """The inverse of :meth:`rate` on velocities ``v`` ``(..., *event)`` of points of the manifold, a tangent
+        ``(..., *tangent_event)``; what is normal to the manifold is dropped."""
         frame = radial.frame_matrix(self, x)
         flat = v.flatten(-self.event_ndim).unsqueeze(-1)
         weight = torch.linalg.solve(frame.mT @ frame, frame.mT @ flat).squeeze(-1)
@@ -213,7 +216,7 @@ class Manifold(Laws, Views):
         return xt, self.transport(x0, u, xt)
 
     def interpolate(self, x0: Tensor, x1: Tensor, t: Tensor | float) -> Tensor:
-        """The point of :meth:`geodesic` alone, where the velocity is not asked for: noised data, pictures."""
+        """The point ``(..., *event)`` of :meth:`geodesic` alone, where the velocity is not asked for: noised data, pictures."""
         return self.geodesic(x0, x1, t)[0]
 
     @property

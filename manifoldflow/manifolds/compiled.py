@@ -3,8 +3,6 @@
 Same formulas, same values to round-off; see :mod:`manifoldflow.manifolds.rows` for why.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -107,9 +105,8 @@ def _across(a: Rows, chord: Rows) -> tuple[Rows, Tensor]:
 
 def _polar(a: Rows, b: Rows) -> tuple[Rows, Tensor, Tensor]:
     cosine = dot(a, b)
-    side, nudge = cosine.detach().sign(), 0.25 * torch.finfo(cosine.dtype).eps
-    fixed = [nudge * math.sin(k) for k in range(1, len(a) + 1)]
-    across: list[Tensor | float] = [-nudge * a[1], nudge * a[0]] if len(a) == 2 else [*fixed]
-    chord = [q - side * p + (1 - side) * n for p, q, n in zip(a, b, across, strict=True)]
+    side, nudge = cosine.detach().sign(), 0.05 * torch.finfo(cosine.dtype).eps
+    aside = [torch.where(p.abs() < 0.7, nudge * 0.5**k, 0.0) for k, p in enumerate(a)]
+    chord = [q - side * p + (1 - side) * n for p, q, n in zip(a, b, aside, strict=True)]
     tangential, sine = _across(a, chord)
     return tangential, sine, polar_angle(sine, cosine)

@@ -200,12 +200,12 @@ def over_batch(scale: float | Tensor, like: Tensor, axes: int) -> float | Tensor
 
 
 def expand(scale: float | Tensor) -> float | Tensor:
-    """A scale with an axis for images behind its batch."""
+    """A scale ``(...)`` with an axis for images behind its batch, ``(..., 1)``; numbers stay."""
     return scale.unsqueeze(-1) if isinstance(scale, Tensor) and scale.ndim else scale
 
 
 def log_normal(squared: Tensor, scale: float | Tensor, dim: int) -> Tensor:
-    """Log-density of an isotropic Gaussian of ``dim`` coordinates at a squared length."""
+    """Log-density of an isotropic Gaussian of ``dim`` coordinates at squared lengths ``(...)``."""
     log_scale = scale.log() if isinstance(scale, Tensor) else math.log(scale)
     return -0.5 * squared / scale**2 - dim * (log_scale + 0.5 * LOG_2PI)
 
@@ -215,7 +215,7 @@ MOST_TURNS = 10
 
 
 def image_numbers(scale: float | Tensor, period: float, like: Tensor) -> Tensor:
-    """Whole turns whose Gaussian weight exceeds 1e-16 of the total: 9 standard deviations each way."""
+    """Whole turns ``(images,)`` whose Gaussian weight exceeds 1e-16 of the total: 9 standard deviations each way."""
     most = MOST_TURNS if isinstance(scale, Tensor) else 1 + math.ceil(9 * scale / period)
     return torch.arange(-most, most + 1, dtype=like.dtype, device=like.device)
 

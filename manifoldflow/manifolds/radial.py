@@ -28,7 +28,7 @@ class Profile(NamedTuple):
 
 
 def precise(*tensors: Tensor) -> list[Tensor]:
-    """In float64, where the device has it: differences and determinants lose half of the digits."""
+    """Tensors of any shape in float64, where the device has it: differences and determinants lose half of the digits."""
     return [t if t.device.type == "mps" else t.double() for t in tensors]
 
 
@@ -99,7 +99,8 @@ def carry_noise(m: Any, x: Tensor, motion: Tensor, u: Tensor, z: Tensor) -> tupl
 
 
 def pole_ladder(m: Any, x: Tensor, u: Tensor, y: Tensor) -> Tensor:
-    """Parallel transport by a rung of the pole ladder, exact on symmetric spaces (Pennec 2018), elsewhere of third order.
+    """Parallel transport of u ``(..., *tangent_event)`` by a rung of the pole ladder, exact on symmetric
+    spaces (Pennec 2018), elsewhere of third order.
 
     u goes over in the length 0.1 and is scaled back.
     """
@@ -166,7 +167,7 @@ def log_fisher_normalizer(m: Any, kappas: Tensor) -> Tensor:
 
 
 def draw_distance(m: Any, kappa: float, place: Tensor) -> Tensor:
-    """The distances at cumulative probabilities ``place``, by table."""
+    """The distances at cumulative probabilities ``place`` of any shape, by table."""
     angle, cumulative = _table(m, kappa, place.device)
     # The cell is searched for, not computed: steps of equal probability would smear the last one over the whole tail.
     high = torch.searchsorted(cumulative, place, right=True).clamp(1, NODES - 1)

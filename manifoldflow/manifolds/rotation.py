@@ -22,7 +22,8 @@ def hat(w: Tensor) -> Tensor:
 
 
 def compose(a: Tensor, b: Tensor) -> Tensor:
-    """Product of 3x3 matrices with all its digits: on an accelerator without the matrix unit, which TF32 cuts to 3 digits."""
+    """Product of matrices ``(..., 3, 3)`` with all its digits: on an accelerator without the matrix
+    unit, which TF32 cuts to 3 digits."""
     if a.device.type == "cpu":
         return a @ b
     columns, rows = a.unbind(-1), b.unbind(-2)
@@ -31,7 +32,9 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
 
 
 def rotvec_to_matrix(w: Tensor) -> Tensor:
-    r"""Rodrigues' formula :math:`R = I + \mathrm{sinc}(a) [w]_\times + \frac{1 - \cos a}{a^2} [w]_\times^2`, a = \|w\|."""
+    r"""``(..., 3) -> (..., 3, 3)`` by Rodrigues' formula
+
+    :math:`R = I + \mathrm{sinc}(a) [w]_\times + \frac{1 - \cos a}{a^2} [w]_\times^2`, a = \|w\|."""
     return matrices(rot.matrix_of_rotvec(rows(w)))
 
 
@@ -44,7 +47,7 @@ def rotvec_to_quaternion(w: Tensor) -> Tensor:
 
 
 def quaternion_to_rotvec(q: Tensor) -> Tensor:
-    """The rotation vector of length at most pi; q and -q give the same one.
+    """The rotation vector of length at most pi, ``(..., 4) -> (..., 3)``; q and -q give the same one.
 
     The sign is fixed by ``w >= 0``; at w = 0 (angle pi exactly) the axis is the vector part as it stands.
     """
@@ -73,7 +76,7 @@ def quaternion_to_matrix(q: Tensor) -> Tensor:
 
 
 def matrix_to_rotvec(r: Tensor) -> Tensor:
-    """The rotation vector of length at most pi, through the best-conditioned quaternion."""
+    """The rotation vector of length at most pi, ``(..., 3, 3) -> (..., 3)``, through the best-conditioned quaternion."""
     return points(rot.rotvec_of_quaternion(rot.quaternion_of_matrix(rows(r, 2))))
 
 
@@ -100,12 +103,12 @@ def inverse_right_jacobian(w: Tensor, v: Tensor) -> Tensor:
 
 
 def quaternion_multiply(p: Tensor, q: Tensor) -> Tensor:
-    """Hamilton product: the rotation q followed by p."""
+    """Hamilton product of quaternions ``(..., 4)``: the rotation q followed by p."""
     return points(rot.hamilton(rows(p), rows(q)))
 
 
 def quaternion_conjugate(q: Tensor) -> Tensor:
-    """The inverse of a unit quaternion."""
+    """The inverse of a unit quaternion ``(..., 4)``."""
     return torch.cat([q[..., :1], -q[..., 1:]], -1)
 
 

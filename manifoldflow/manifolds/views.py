@@ -120,15 +120,15 @@ class Views:
         return self
 
     def lift(self, x: Tensor) -> Tensor:
-        """Points as points of :attr:`cover`."""
+        """Points ``(..., *event)`` as points of :attr:`cover`, ``(..., *event)`` there."""
         return x
 
     def fold(self, z: Tensor) -> Tensor:
-        """Points of :attr:`cover`, wherever they are, as points of this manifold; undoes :meth:`lift`."""
+        """Points ``(..., *event)`` of :attr:`cover`, wherever they are, as points of this manifold; undoes :meth:`lift`."""
         return z
 
     def lift_tangent(self, z: Tensor, u: Tensor) -> Tensor:
-        """A tangent at ``fold(z)`` as a tangent of :attr:`cover` at ``z``."""
+        """A tangent ``(..., *tangent_event)`` at ``fold(z)`` as a tangent of :attr:`cover` at ``z``."""
         return u
 
     def is_inside(self: Any, z: Tensor, atol: float = 1e-6) -> Tensor:
@@ -146,9 +146,9 @@ class Views:
         raise ValueError(f"{self} has no chart of the unit cube that keeps areas")
 
     def to_shares(self, x: Tensor) -> Tensor:
-        """The inverse of :meth:`from_shares`."""
+        """The inverse of :meth:`from_shares`: points ``(..., *event)`` to ``(..., dim)``."""
         raise ValueError(f"{self} has no chart of the unit cube that keeps areas")
 
     def without_flux(self, x: Tensor, v: Tensor, width: float) -> Tensor:
-        """A field that does not cross the walls, in a layer of ``width`` at them."""
+        """A field ``v`` ``(..., *tangent_event)`` at ``x`` that does not cross the walls, in a layer of ``width``."""
         raise TypeError(f"{self} has no walls")
