@@ -7,9 +7,10 @@ from torch import Tensor
 
 from manifoldflow.distributions.base import Distribution
 from manifoldflow.manifolds.base import Manifold
+from manifoldflow.manifolds.laws import expand, over_batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WrappedNormal(Distribution):
     r"""The law of :math:`\exp_\mu(u)`, :math:`u \sim N(0, \mathrm{scale}^2 I)` in an orthonormal frame of the
     tangent space.
@@ -26,17 +27,38 @@ class WrappedNormal(Distribution):
 
     Args:
         manifold: the space; :class:`manifoldflow.Flow` fills it in.
-        scale: standard deviation of a tangent coordinate, in units of length of the manifold.
+        scale: standard deviation of a tangent coordinate, in units of length of the manifold: a number, or one per sample as a
+            tensor ``(...)`` over leading batch axes. Densities of tensors count 10 images each way, enough up to a scale of a
+            whole turn.
         mean: centre :math:`\mu`, ``(..., *event)``, that broadcasts with the batch; ``manifold.origin`` if absent.
+
+    With tensors it is the head of a policy: draws and log-densities are differentiable in both.
     """
 
     manifold: Manifold | None = None
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     mean: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if not self.scale > 0:
+        if not isinstance(self.scale, Tensor) and not self.scale > 0:  # a look at a tensor would wait for the device
             raise ValueError(f"WrappedNormal: scale must be positive, got {self.scale}")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, WrappedNormal) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[object, ...]:
+        """Equal are laws of equal numbers; those of tensors are equal to themselves alone."""
+        return type(self), self.manifold, id(self.scale) if isinstance(self.scale, Tensor) else self.scale
+
+    def _scale(self, axes: int, dtype: torch.dtype, device: torch.device | str | None) -> float | Tensor:
+        """With the axes of a batch."""
+        if not isinstance(self.scale, Tensor):
+            return self.scale
+        scale = self.scale.to(dtype=dtype, device=device)
+        return over_batch(scale, scale, axes)
 
     def _centre(self, like: Tensor | None, dtype: torch.dtype, device: torch.device | str | None) -> Tensor:
         return (
@@ -57,10 +79,12 @@ class WrappedNormal(Distribution):
         space = self.space
         event = space.event_shape
         mean = self._centre(None, dtype, device).expand(*shape, *event)
-        noise = self.scale * torch.randn(*shape, space.dim, generator=generator, dtype=dtype, device=device)
+        scale = expand(self._scale(len(shape), dtype, device))
+        noise = scale * torch.randn(*shape, space.dim, generator=generator, dtype=dtype, device=device)
         basis = space.tangent_basis(mean)
         weights = noise.reshape(noise.shape + (1,) * space.tangent_ndim)
         return space.exp(mean, (weights * basis).sum(-1 - space.tangent_ndim))
 
     def _log_density(self, x: Tensor) -> Tensor:
-        return self.space.log_wrapped_normal(self._centre(x, x.dtype, x.device), x, self.scale)
+        scale = self._scale(x.ndim - self.space.event_ndim, x.dtype, x.device)
+        return self.space.log_wrapped_normal(self._centre(x, x.dtype, x.device), x, scale)
