@@ -243,6 +243,27 @@ def test_a_step_back_from_the_end_does_not_leap_across_the_pole(method):
     assert torch.equal(flow.sample(x0=x, times=[1.0, 0.9], method=method), x)
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_an_element_is_shown_as_clean_only_if_all_of_it_is_known(names):
+    seen = []
+
+    class Listens(torch.nn.Module):
+        def forward(self, x, t):
+            seen.append(t)
+            return x
+
+    flow = mf.Flow({n: mf.Euclidean(2) for n in "ab"}, Listens(), predicts="endpoint", pin=lambda mask, g: mask & False)
+    known_mask = torch.tensor([[True, False, True]]).expand(2, 3)
+    known = {n: torch.full((2, 3, 2), 7.0) for n in names}
+    made = flow.sample((2, 3), times=[0.0, 0.5, 0.9], known=known, known_mask=known_mask)
+    for t, time in zip(seen, (0.0, 0.5), strict=True):
+        t = t if t.ndim == 2 else t.unsqueeze(-1).expand(2, 3)
+        clean = torch.ones_like(t) if names == "ab" else torch.full_like(t, time)
+        torch.testing.assert_close(t, torch.where(known_mask, clean, time))
+    for n in "ab":
+        assert bool((made[n][known_mask] == 7.0).all()) == (n in names)
+
+
 class Wobbly(Still):
     """An endpoint prediction with an error that depends on where it is asked: what a network does."""
 
