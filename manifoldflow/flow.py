@@ -13,6 +13,7 @@ from manifoldflow.coupling import Coupling, Independent
 from manifoldflow.field import Field, as_fields
 from manifoldflow.noising import Clocks, Draw, Pin
 from manifoldflow.paths import Linear, Path, Schedule, Source, default_path
+from manifoldflow.sampling.density import check_points
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.log_prob import Likelihoods
 from manifoldflow.sampling.simulate import simulate
@@ -151,6 +152,7 @@ class Flow(Likelihoods, nn.Module):
         x0: State | None = None,
         t: Any = None,
         generator: torch.Generator | None = None,
+        check: bool = False,
     ) -> dict[str, Tensor]:
         """The terms of the loss by name, each a scalar: one per field, then the auxiliary ones.
 
@@ -162,7 +164,11 @@ class Flow(Likelihoods, nn.Module):
             x0: stored source points (reflow), used as they are; drawn from the source and coupled if absent.
             t: times ``(B,)``, or with ``clocks`` one tensor per field; uniform on ``time_range`` if absent.
             generator: of all random draws.
+            check: look at the data first, which waits for the device: points off their space, NaN, numbers that are no tokens.
+                :func:`manifoldflow.training.fit` looks at its batches by itself.
         """
+        if check:
+            check_points(self, x1, mask)
         return self.loss_of(self.draw(x1, mask=mask, cond=cond, x0=x0, t=t, generator=generator))
 
     def draw(

@@ -1,5 +1,7 @@
 """States with one value a node, a graph and a pair of nodes: shapes, padding, times, pins, conditions and guidance."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -362,3 +364,21 @@ def test_an_empty_batch_and_unknown_fields_are_refused():
         two.loss({"a": torch.zeros(2, 1)})
     with pytest.raises(ValueError, match="field 'c' that the flow lacks"):
         two.loss({"a": torch.zeros(2, 1), "b": torch.zeros(2, 1), "c": torch.zeros(2, 1)})
+
+
+def test_the_loss_looks_at_its_data_on_request():
+    flow = mf.Flow(mf.Sphere(2), mf.nn.TangentMLP(mf.Sphere(2), width=4, depth=1))
+    off = torch.full((3, 3), 2.0)
+    assert flow.loss(off).isfinite()
+    with pytest.raises(ValueError, match="off the manifold"):
+        flow.loss(off, check=True)
+    assert flow.loss(mf.Sphere(2).project(off), check=True).isfinite()
+
+
+def test_every_representative_of_an_angle_has_the_same_density():
+    space = mf.Torus(2, period=2 * math.pi)
+    flow = mf.Flow(space, mf.nn.TangentMLP(space, width=8, depth=1)).double()
+    x = torch.tensor([[-1.0, 0.5]], dtype=torch.float64)
+    assert (flow.log_prob(x, steps=8) - flow.log_prob(x + 2 * math.pi, steps=8)).abs() < 1e-9
+    with pytest.raises(ValueError, match="NaN"):
+        flow.log_prob(x * torch.nan)

@@ -95,8 +95,10 @@ def exact_log_prob(
 def check_points(flow: Any, x: State, mask: Tensor | None) -> None:
     """Raise unless every real element lies in its space; reads the values once, at the door."""
     for name, value in fields(x).items():
-        own, seen = flow.fields[name].spread(mask), value.detach()
-        flow.path[name].space.check(seen if own is None else seen[own])
+        own, seen, space = flow.fields[name].spread(mask), value.detach(), flow.path[name].space
+        if not space.is_discrete and space.coordinate_period is not None:
+            seen = space.project(seen)  # every representative of a point is valid
+        space.check(seen if own is None else seen[own])
 
 
 def in_parts(x: State, mask: Tensor | None, cond: Any, size: int) -> Iterator[tuple[State, Tensor | None, Any]]:
