@@ -172,7 +172,7 @@ def _numbers(axes: Any, m: "Measured") -> None:
         ("helix", f"{100 * m.table['helix'].mean():.1f} %", theirs("helix")),
         ("strand", f"{100 * m.table['strand'].mean():.1f} %", theirs("strand")),
         ("chains with a clash", _share(float(m.table["has_atom_clash"].mean()), count), theirs("has_atom_clash")),
-        ("size within 20 % of fit", _share(o["rg_follows_trend"], count) if "rg_follows_trend" in o else "–", "–"),
+        ("within 20 % of fit", _share(o["rg_follows_trend"], count) if "rg_follows_trend" in o else "–", "–"),
     ]
     if "pairwise_tm" in o:
         real = (m.reference or {}).get("pairwise_tm", {})

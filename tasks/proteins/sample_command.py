@@ -81,7 +81,7 @@ def sample(
     from manifoldflow.tasks.proteins.motif import Motif, keep_atoms, lay_out, numbers_of, read_contig, stack
     from manifoldflow.tasks.proteins.relax import RELAX_STEPS, backbone_atoms
     from manifoldflow.tasks.proteins.relax import relax as relax_frames
-    from manifoldflow.tasks.proteins.sequence_files import SequenceFiles
+    from manifoldflow.tasks.proteins.sequence_files import SequenceFiles, forget
     from manifoldflow.tasks.proteins.sequences import ProteinMPNN
     from manifoldflow.tasks.proteins.write import write_cif, write_pdb, write_trajectory
 
@@ -173,6 +173,8 @@ def sample(
                 _forget_records(target, stems)
             if book is not None:
                 book.write()
+            else:
+                forget(target, stems)
             if trajectory:
                 for i, n in enumerate(part):
                     states = {k: v[:, i, :n] for k, v in x.items()}

@@ -99,3 +99,14 @@ class SequenceFiles:
                 f"{summary(self._kept())['nll']['mean']:.3f}, of all {before:.3f}. These are chosen, not typical samples"
             )
         return comparison(self._kept()), notes
+
+
+def forget(folder: Path, names: Sequence[str]) -> None:
+    """Remove the sequences of backbones that were just replaced by ones without: they would be of another structure."""
+    for name in names:
+        path = folder / f"{name}.fasta"
+        if path.is_file() and path.read_text(errors="replace").startswith(f">{name}_1 nll="):
+            path.unlink()
+    table = folder / "sequences.csv"
+    if table.is_file() and table.read_text(errors="replace").startswith(",".join(COLUMNS)):
+        table.unlink()

@@ -156,6 +156,16 @@ def test_sample_writes_sequences_beside_structures_and_keeps_the_likeliest(tmp_p
 
 
 @needs_mpnn
+def test_sequences_of_replaced_backbones_go_and_files_of_others_stay(tmp_path: Path) -> None:
+    words = ["sample", "proteins", "--length", "50", "--num", "1", "--steps", "2", "--out", str(tmp_path)]
+    (tmp_path / "mine.fasta").write_text(">mine\nAAA\n")
+    assert cli.main([*words, "--sequences", "1"]) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.fasta", "sample_000.fasta", "sample_000.pdb", "sequences.csv"}
+    assert cli.main(words) == 0
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.fasta", "sample_000.pdb"}
+
+
+@needs_mpnn
 def test_a_scaffold_keeps_the_motifs_residues_in_its_sequence(tmp_path: Path) -> None:
     source = tmp_path / "source.pdb"
     kinds = torch.tensor([AMINO_ACIDS.index(a) for a in "MKWCHD"])
