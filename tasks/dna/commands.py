@@ -11,7 +11,7 @@ from rich.progress import Progress
 from manifoldflow.files import write_json
 from manifoldflow.guidance import ClassifierFree
 from manifoldflow.tasks.common.runs import command_line, run_folder
-from manifoldflow.tasks.common.tables import show
+from manifoldflow.tasks.common.tables import plural, show
 from manifoldflow.tasks.dna.evaluation import LEAST_APART, NOTES, P_VALUE, Strands, compare_sets, table_rows
 from manifoldflow.tasks.dna.fitting import fit_flow
 from manifoldflow.tasks.dna.flow import (
@@ -167,7 +167,7 @@ def sample(
         )
     kind = f" label={label}" if label else ""
     names = [f"{config.representation}_{i:05d}{kind}" for i in range(num)]
-    print(f"wrote {num} sequences of {size} letters to {write_fasta(out, tokens, names=names)}")
+    print(f"wrote {plural(num, 'sequence')} of {size} letters to {write_fasta(out, tokens, names=names)}")
 
 
 def evaluate(
