@@ -1,12 +1,20 @@
 """The sampler of backbones: two passes, the settings' meaning, and the laws that they keep."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 import manifoldflow as mf
+from manifoldflow import cli
+from manifoldflow.tasks.proteins import protocol
 from manifoldflow.tasks.proteins.flow import ProteinConfig, build
 from manifoldflow.tasks.proteins.model import NetworkConfig
 from manifoldflow.tasks.proteins.sampling import DEFAULT_STEPS, Sampling, sample_frames
+from manifoldflow.tasks.proteins.sequences import is_installed
+from manifoldflow.tasks.proteins.write import write_pdb
+from testkit.peptide import HELIX, peptide
 
 
 def flow(rotations: str = "so3") -> mf.Flow:
@@ -78,3 +86,18 @@ def test_steps_are_shared_by_the_passes() -> None:
 def test_settings_that_mean_nothing_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_the_protocol_of_the_readme_runs_and_keeps_its_rows(tmp_path: Path) -> None:
+    for i, n in enumerate((50, 60)):
+        write_pdb(torch.from_numpy(peptide([HELIX] * n)).float(), None, tmp_path / "in" / f"c{i}.pdb")
+    assert cli.main(["prepare", "proteins", "--inputs", str(tmp_path / "in"), "--out", str(tmp_path / "set")]) == 0
+    out = tmp_path / "table.json"
+    options = ["--num", "2", "--steps", "6", "--out", str(out)]
+    if is_installed():
+        options += ["--sequences", "1"]
+    protocol.main(["--data", str(tmp_path / "set"), *options])
+    rows = json.loads(out.read_text())
+    assert list(rows) == ["proteins 6 raw", "proteins 6 relaxed"]
+    assert rows["proteins 6 relaxed"]["c_n_within"] > rows["proteins 6 raw"]["c_n_within"]
+    assert ("sequence_nll" in rows["proteins 6 relaxed"]) == is_installed()
