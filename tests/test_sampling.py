@@ -10,7 +10,7 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
-from manifoldflow.sampling import linear_grid, ode_kernel, simulate
+from manifoldflow.sampling import linear_grid, ode_kernel, score, simulate
 
 DOUBLE = torch.float64
 ORDERS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4}
@@ -262,6 +262,52 @@ def test_an_element_is_shown_as_clean_only_if_all_of_it_is_known(names):
         torch.testing.assert_close(t, torch.where(known_mask, clean, time))
     for n in "ab":
         assert bool((made[n][known_mask] == 7.0).all()) == (n in names)
+
+
+def test_lengths_are_the_numbers_of_real_elements():
+    flow = mf.Flow(mf.Euclidean(3), Still(torch.zeros(3)), predicts="endpoint")
+    x, mask = flow.sample(lengths=[3, 1, 2], steps=1)
+    assert x.shape == (3, 3, 3) and mask.tolist() == [[True, True, True], [True, False, False], [True, True, False]]
+
+
+class Told(torch.nn.Module):
+    """Keeps the mask and the condition of every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Tensor | None, Tensor | None]] = []
+
+    def forward(self, x, t, *, mask=None, cond=None):
+        self.told.append((mask, cond))
+        if not isinstance(x, dict):
+            return torch.zeros(*x.shape, 4) if x.ndim == 2 else torch.zeros_like(x)
+        return {"point": torch.zeros_like(x["point"]), "token": torch.zeros(*x["token"].shape, 4)}
+
+
+TOKENS, LINE = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "spaces, measure",
+    [
+        (mf.Tokens(4), lambda f, **o: f.elbo(TOKENS, samples=2, **o)),
+        (mf.Tokens(4, mask=True), lambda f, **o: f.elbo(TOKENS, samples=2, **o)),
+        (mf.Euclidean(2), lambda f, **o: f.log_prob(LINE, steps=2, **o)),
+        (mf.Euclidean(2), lambda f, **o: score(f, LINE, torch.tensor(0.5), **o)),
+        (
+            {"point": mf.Euclidean(2), "token": mf.Tokens(4)},
+            lambda f, **o: f.log_prob_bound({"point": LINE, "token": TOKENS}, samples=1, steps=2, **o),
+        ),
+    ],
+    ids=["elbo", "elbo of masked tokens", "log_prob", "score", "log_prob_bound"],
+)
+def test_every_measure_tells_the_model_mask_and_condition(spaces, measure):
+    model, mask, cond = Told(), torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([1.0, 2.0])
+    measure(mf.Flow(spaces, model), mask=mask, cond=cond)
+    assert model.told
+    for seen, condition in model.told:
+        assert seen is not None and torch.equal(seen, mask)
+        assert condition is not None and torch.equal(condition, cond)
 
 
 class Wobbly(Still):
