@@ -25,7 +25,8 @@ from benchmarks._bench import versions
 from manifoldflow.distributions.reflected_normal import ReflectedNormal
 from manifoldflow.distributions.uniform import Uniform
 from manifoldflow.flow import Flow
-from manifoldflow.manifolds.domains import Ball, Box, Domain, HalfSpace, ReflectedSimplex
+from manifoldflow.manifolds import ReflectedSimplex
+from manifoldflow.manifolds.domains import Ball, Box, Domain, HalfSpace
 from manifoldflow.manifolds.euclidean import Euclidean
 from manifoldflow.nn import TangentMLP
 

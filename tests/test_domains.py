@@ -10,7 +10,8 @@ from scipy import stats
 from manifoldflow.distributions.reflected_normal import ReflectedNormal
 from manifoldflow.distributions.uniform import Uniform
 from manifoldflow.flow import Flow
-from manifoldflow.manifolds.domains import Ball, Box, HalfSpace, ReflectedSimplex
+from manifoldflow.manifolds import ReflectedSimplex
+from manifoldflow.manifolds.domains import Ball, Box, HalfSpace
 from manifoldflow.manifolds.euclidean import Euclidean
 from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.nn import TangentMLP

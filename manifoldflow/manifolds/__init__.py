@@ -3,11 +3,12 @@
 from manifoldflow.manifolds.adapter import FromGeoopt, ToGeoopt
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.manifolds.checked import Checked
-from manifoldflow.manifolds.domains import Ball, Box, Domain, HalfSpace, ReflectedSimplex
+from manifoldflow.manifolds.domains import Ball, Box, Domain, HalfSpace
 from manifoldflow.manifolds.euclidean import Centered, Euclidean
 from manifoldflow.manifolds.hyperbolic import Lorentz, PoincareBall
 from manifoldflow.manifolds.mesh import Mesh
 from manifoldflow.manifolds.quaternion import UnitQuaternion
+from manifoldflow.manifolds.reflected_simplex import ReflectedSimplex
 from manifoldflow.manifolds.simplex import Simplex
 from manifoldflow.manifolds.so3 import SO3
 from manifoldflow.manifolds.spd import SPD, LogEuclideanSPD
