@@ -304,6 +304,19 @@ def test_langevin_steps_tell_the_model_mask_and_condition():
         assert torch.allclose(told["t"], torch.full((1,), 0.4))
 
 
+@pytest.mark.parametrize("warp", [None, mf.Polynomial(2.0)], ids=["even", "warped"])
+@pytest.mark.parametrize(
+    "predicts, t_max, t", [("velocity", 0.6, 0.6), ("endpoint", 0.6, 0.6), ("endpoint", None, 0.99)]
+)
+def test_the_density_is_that_of_the_marginal_at_the_time_of_the_points(predicts, t_max, t, warp):
+    """log N(x; t M, t^2 S^2 + (1 - t)^2 C^2); endpoint predictions stop at 0.99, before their pole."""
+    path = mf.Flow(mf.Euclidean(2), Gaussians(predicts), source=mf.Normal(scale=C), predicts=predicts, time_warp=warp)
+    x = torch.tensor([[0.5, -1.0], [1.2, -2.4]])
+    v = variance(t)
+    truth = -((x - t * M) ** 2).sum(-1) / (2 * v) - math.log(2 * math.pi * v)
+    assert (path.log_prob(x, t_max=t_max, steps=100) - truth).abs().max() < 2e-3
+
+
 def test_a_flow_without_a_score_says_so():
     flow = mf.Flow(mf.Sphere(2), model=mf.nn.TangentMLP(mf.Sphere(2), 8, 1))
     with pytest.raises(TypeError, match="score"):
