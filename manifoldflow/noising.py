@@ -158,6 +158,14 @@ def clean_padding(flow: Noised, view: dict[str, Tensor], masks: Mapping[str, Ten
     return out
 
 
+def without_padding(flow: Noised, x: State, mask: Tensor | None) -> State:
+    """A state whose padding holds the origin, as the model saw it in training."""
+    if mask is None:
+        return x
+    view = fields(x)
+    return like(clean_padding(flow, view, {n: flow.fields[n].spread(mask) for n in view}), x)
+
+
 def check_names(flow: Noised, view: Mapping[str, Tensor]) -> None:
     """Raise unless the data have just the fields of the flow.
 

@@ -382,3 +382,27 @@ def test_every_representative_of_an_angle_has_the_same_density():
     assert (flow.log_prob(x, steps=8) - flow.log_prob(x + 2 * math.pi, steps=8)).abs() < 1e-9
     with pytest.raises(ValueError, match="NaN"):
         flow.log_prob(x * torch.nan)
+
+
+def test_densities_and_bounds_do_not_see_what_padding_holds():
+    """A network that ignores the mask is scored with the padding that it was trained with."""
+
+    class Sees(nn.Module):
+        def forward(self, x, t):
+            first = x.flatten(1).double().sum(-1)
+            return first.reshape(-1, 1, 1) * torch.ones(*x.shape[:2], 3, dtype=torch.float64) * 0.1
+
+    mask = torch.tensor([[True, True, False]])
+    tokens = mf.Flow(mf.Tokens(3, mask=True), Sees())
+    points = mf.Flow(mf.Euclidean(3), Sees()).double()
+    for flow, x, other in (
+        (tokens, torch.tensor([[1, 2, 0]]), torch.tensor([[1, 2, 2]])),
+        (points, torch.ones(1, 3, 3).double() * mask[..., None], torch.ones(1, 3, 3).double()),
+    ):
+        value = [
+            flow.elbo(v, mask=mask, samples=4, generator=torch.Generator().manual_seed(0))
+            if flow is tokens
+            else flow.log_prob(v, mask=mask, steps=4)
+            for v in (x, other)
+        ]
+        assert torch.equal(value[0], value[1])

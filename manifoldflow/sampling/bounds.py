@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.field import per_element
-from manifoldflow.noising import draw_source
+from manifoldflow.noising import draw_source, without_padding
 from manifoldflow.sampling.density import source_log_prob
 from manifoldflow.sampling.likelihood import (
     Divergence,
@@ -23,6 +23,7 @@ def token_bound(
 
     All fields share the times of the first one's path.
     """
+    x = without_padding(flow, x, mask)
     first = first_tensor(x)
     batch, dtype = first.shape[0], float_dtype(x)
     masks = {n: flow.fields[n].spread(mask) for n in fields(x)}
@@ -67,6 +68,7 @@ def mixed_bound(
     The jumps have to be scored where they happen: the points on the way depend on all of the tokens' trajectory, so the mean over
     the times of a jump that :meth:`manifoldflow.Flow.elbo` uses is not allowed here.
     """
+    x = without_padding(flow, x, mask)
     first, view = first_tensor(x), fields(x)
     moving = [n for n in view if flow.path[n].is_flow]
     tokens = [n for n in view if n not in moving]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.field import nodes_of, per_element
+from manifoldflow.noising import without_padding
 from manifoldflow.sampling.adaptive import Adaptive, log_density_change_adaptive
 from manifoldflow.sampling.cover import Cover
 from manifoldflow.sampling.likelihood import (
@@ -77,6 +78,7 @@ def exact_log_prob(
     values = []
     with torch.set_grad_enabled(with_graph), torch.autocast(first.device.type, enabled=False):
         check_points(flow, x, mask)
+        x = without_padding(flow, x, mask)
         for plan, solver in plans:
             parts = [
                 _solve(flow, part, plan, solver, kind, probes, trace_every, m, c, generator, chunk, with_graph)
