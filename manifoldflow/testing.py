@@ -68,6 +68,13 @@ def check_manifold(
         AssertionError: on the first broken promise.
     """
     tol = tolerance if tolerance is not None else (2e-6 if dtype == torch.float32 else 1e-12)
+    # First, as random points are often made by projection.
+    at = manifold.origin((count,), dtype=dtype)
+    _small(
+        point_gap(manifold, manifold.project(at), at),
+        tol,
+        f"{manifold}, {dtype}: project moves a point of the manifold",
+    )
     for length in lengths:
         x, y = pairs_at_length(manifold, length, count, dtype)
         _check_pair(manifold, x, y, tol, f"{manifold}, {dtype}, length {length:g}")

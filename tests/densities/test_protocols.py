@@ -44,7 +44,8 @@ def test_the_generated_sets_are_those_that_are_embedded(tmp_path, monkeypatch, c
     monkeypatch.setattr(make_embedded, "embedded_names", lambda: ["sphere_mixture"])
     make_embedded.main()
     made = np.load(tmp_path / "sphere_mixture.npz")
-    assert all(np.array_equal(made[part], truth[part]) for part in ("train", "test"))
+    # To round-off, which differs between versions and machines.
+    assert all(np.allclose(made[part], truth[part], atol=2e-5) for part in ("train", "test"))
     assert "sphere_mixture: " in capsys.readouterr().out
 
 
