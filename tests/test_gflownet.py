@@ -179,6 +179,75 @@ def test_trajectories_drawn_backward_from_objects_have_both_probabilities():
     assert (again - scores.log_forward.sum(0)).abs().max() < 1e-5
 
 
+class Subset(gf.Env):
+    """k of n items; the reward is the product of their worths, and unfinished sets have earned theirs already."""
+
+    def __init__(self, worth, k):
+        self.worth, self.k, self.horizon = worth, k, k
+        self.actions = self.observed = len(worth)
+
+    def initial(self, n, *, device=None):
+        return torch.zeros(n, self.actions, dtype=torch.bool, device=device)
+
+    def is_done(self, x):
+        return x.sum(-1) >= self.k
+
+    def forward_mask(self, x):
+        return ~x & ~self.is_done(x).unsqueeze(-1)
+
+    def backward_mask(self, x):
+        return x
+
+    def step(self, x, action):
+        return x | nn.functional.one_hot(action, self.actions).bool()
+
+    def undo(self, x, action):
+        return x & ~nn.functional.one_hot(action, self.actions).bool()
+
+    def log_reward(self, x):
+        return (x * self.worth.log()).sum(-1)
+
+    log_partial_reward = log_reward
+
+    def observe(self, x):
+        return x.to(self.worth.dtype)
+
+    def key(self, x):
+        return (x * 2 ** torch.arange(self.actions)).sum(-1)
+
+
+@pytest.mark.parametrize(
+    "loss", [gf.detailed_balance, gf.subtrajectory_balance(0.8)], ids=["detailed", "subtrajectory"]
+)
+def test_forward_looking_losses_are_zero_at_the_exact_flow_over_what_is_earned(loss):
+    """F(set) by hand: the sum over all finished sets that hold it of R / (number of orders of the rest's removal)."""
+    env = Subset(torch.tensor([1.0, 2.0, 3.0, 5.0], dtype=torch.float64), 2)
+    gf.check_env(env)
+    every = gf.enumerate_env(env)
+    sets = every.states
+    done = sets[every.done]
+    holds = (sets.unsqueeze(1) <= done).all(-1)  # (S, objects)
+    missing = 2 - sets.sum(-1, keepdim=True)
+    share = torch.lgamma(sets.sum(-1) + 1.0) - torch.lgamma(torch.tensor(3.0)) + torch.lgamma(missing.squeeze(-1) + 1.0)
+    log_flow = ((holds * env.log_reward(done).exp()).sum(1)).log() + share.double()
+
+    class Exact(nn.Module):
+        def forward(self, seen):
+            at = (seen.unsqueeze(1) == env.observe(sets)).all(-1).to(torch.uint8).argmax(-1)
+            leads = log_flow[every.next[at]] - env.backward_mask(sets)[every.next[at]].sum(-1).double().log()
+            relative = log_flow[at] - env.log_partial_reward(sets[at])
+            return torch.cat([leads, relative.unsqueeze(-1)], -1)
+
+    model = gf.GFlowNet(env, Exact(), loss=loss, forward_looking=True).double()
+    z = sum(a * b for i, a in enumerate(env.worth) for b in env.worth[i + 1 :])
+    model.log_z.data.fill_(float(z.log()))
+    assert model.total_variation() < 1e-12
+    drawn = model.draw(32, generator=gen())
+    assert model.loss_of(drawn)["balance"] < 1e-12
+    model.policy.register_forward_hook(lambda module, given, made: made + made.new_tensor([0, 0, 0, 0, 0.3]))
+    assert model.loss_of(drawn)["balance"] > 1e-2  # the flow over what is earned matters where nothing is finished
+
+
 # ---------------------------------------------------------------- mistakes that check_env finds
 
 
