@@ -62,7 +62,7 @@ def works_beside(kind: str, site: Path, folder: Path) -> None:
         "import sys; print(flow.builder, 'tasks' in sys.modules)"
     )
     assert outside(site, "-c", code, folder=folder).split() == ["manifoldflow.tasks.proteins.flow:build", "False"]
-    assert "tasks: densities, dna, proteins" in outside(site, "-m", "manifoldflow", "--help", folder=folder)
+    assert "tasks: crystals, densities, dna, energies, molecules, proteins" in outside(site, "-m", "manifoldflow", "--help", folder=folder)
     assert "--checkpoint" in outside(site, "-m", "manifoldflow", "sample", "dna", "--help", folder=folder)
 
 
@@ -164,7 +164,7 @@ def test_installed_wheel_imports_outside_the_checkout(site: Path) -> None:
 def test_installed_command_line_finds_the_task_outside_the_checkout(site: Path) -> None:
     text = outside(site, "-m", "manifoldflow.cli", "--help")
     assert "usage: manifoldflow VERB TASK" in text
-    assert "tasks: densities, dna, proteins" in text
+    assert "tasks: crystals, densities, dna, energies, molecules, proteins" in text
 
 
 @needs_hatchling
