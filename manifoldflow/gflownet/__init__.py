@@ -13,10 +13,12 @@ from manifoldflow.gflownet.losses import (
     subtrajectory_balance,
     trajectory_balance,
 )
+from manifoldflow.gflownet.reward import BudgetSpent, Reward, RewardError, RewardTimeout
 
 __all__ = [
     "BackwardPolicy",
     "Balance",
+    "BudgetSpent",
     "DriftedWalk",
     "Enumeration",
     "Env",
@@ -25,6 +27,9 @@ __all__ = [
     "Hypergrid",
     "Mlp",
     "PinnedBridge",
+    "Reward",
+    "RewardError",
+    "RewardTimeout",
     "Scores",
     "check_env",
     "detailed_balance",
