@@ -17,6 +17,7 @@ class Browser:
 
     Args:
         home: an empty folder; downloads go to ``home / "downloads"``.
+        webgl: draw WebGL on the CPU (SwiftShader), for pages with 3D views.
     """
 
     # The browser reads descriptor 3 and writes descriptor 4.
@@ -25,10 +26,12 @@ class Browser:
         "os.dup2(a, 3); os.dup2(b, 4); os.execv(sys.argv[3], sys.argv[3:])"
     )
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, webgl: bool = False) -> None:
         reads, self.out = os.pipe()
         self.back, writes = os.pipe()
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        options = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--no-first-run"]
+        gl = ["--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        options += gl if webgl else ["--disable-gpu"]
         options += [
             "--remote-debugging-pipe",
             "--hide-scrollbars",
