@@ -16,7 +16,7 @@ from testkit.chromium import CHROMIUM, Browser
 FACES = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 SALT = (["Na"] * 4 + ["Cl"] * 4, [*FACES, *[[x + 0.5, y, z] for x, y, z in FACES]], 5.64 * np.eye(3))
 WATER = "3\nwater\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
-EVIL = '</script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">'
+EVIL = '</script ><!-- <script </script><script>window.hit = 1</script><img src=x onerror="window.hit = 2">'
 
 
 class Scripts(HTMLParser):
