@@ -36,6 +36,7 @@ _layer("training", sees="checkpoint manifolds discrete")
 _layer("curves", sees="training")
 _layer("reflow", sees="flow gflownet training")
 _layer("testing", sees="flow gflownet")
+_layer("energies", sees="flow gflownet training")
 _layer("cli", sees="registry version")  # nothing else is needed, so the help is quick
 _layer("serving", sees="checkpoint")
 _layer("public", sees="training testing guidance")  # the flat public names
