@@ -10,7 +10,7 @@ from torch import Tensor
 from manifoldflow.state import State, expand_mask, fields, first_tensor, like, map_state
 
 Answer = TypeVar("Answer")
-LogDensity = Callable[[State], Tensor]
+LogDensity = Callable[[Any], Tensor]
 
 
 class EnergyError(ValueError):

@@ -27,8 +27,9 @@ def log_mean_error(log_weight: Tensor) -> Tensor:
 def bennett(forward: Tensor, backward: Tensor, iterations: int = 60) -> Tensor:
     r"""Bennett's acceptance ratio: :math:`\log Z_1 / Z_0` from samples of both laws (Bennett 1976).
 
-    The root of :math:`\sum_i \sigma(f_i - \Delta) = \sum_j \sigma(\Delta - b_j)` for equal numbers of samples, otherwise with the
-    logarithm of their ratio added to :math:`\Delta`, found by bisection. Of all estimates from the two samples it has the least variance.
+    The root of :math:`\sum_i \sigma(f_i - \Delta) = \sum_j \sigma(\Delta - b_j)` for equal numbers of samples, otherwise with
+    the logarithm of their ratio added to :math:`\Delta`, by bisection. Of all estimates from both samples it has the least
+    variance.
 
     Args:
         forward: :math:`\log R_1 - \log R_0` at samples of law 0, ``(n, ...)``; other axes are pairs of laws of their own.

@@ -55,9 +55,7 @@ class Walkers(NamedTuple):
     def gradient(self, beta: Tensor) -> dict[str, Tensor]:
         """Of the tempered log-density."""
         base = fields(self.base_slope)
-        return {
-            n: expand_mask(beta, v) * v + expand_mask(1 - beta, v) * base[n] for n, v in fields(self.slope).items()
-        }
+        return {n: expand_mask(beta, v) * v + expand_mask(1 - beta, v) * base[n] for n, v in fields(self.slope).items()}
 
     def chosen(self, mask: Tensor, other: "Walkers") -> "Walkers":
         """These where ``mask`` is True, else the others."""

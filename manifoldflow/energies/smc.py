@@ -1,4 +1,4 @@
-r"""Tempered sequential Monte Carlo: a population that follows the law from a base to the target, moved and resampled on the way."""
+"""Tempered sequential Monte Carlo: a population that follows the law from a base to the target, moved and resampled."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from manifoldflow.energies.energy import Energy
 from manifoldflow.energies.estimates import effective_share, systematic
 from manifoldflow.energies.moves import HMC_ACCEPTANCE, Base, hmc, tuned, walkers_at
-from manifoldflow.state import State
+from manifoldflow.state import State, map_state
 
 
 class Population(NamedTuple):
@@ -106,9 +106,7 @@ def sequential_monte_carlo(
             log_weight = torch.zeros_like(log_weight)
         rate = torch.ones_like(beta)
         for _ in range(moves):
-            now, accepted = hmc(
-                energy, base, now, beta.expand(size), length, leapfrogs=leapfrogs, generator=generator
-            )
+            now, accepted = hmc(energy, base, now, beta.expand(size), length, leapfrogs=leapfrogs, generator=generator)
             rate = accepted.mean()
             length = tuned(length, rate, HMC_ACCEPTANCE)
         trace.append(
@@ -145,7 +143,5 @@ def next_temperature(up: Tensor, log_weight: Tensor, beta: Tensor, keep: float) 
 
 def resampled(population: Population, count: int, *, generator: torch.Generator | None = None) -> Any:
     """States drawn by their weights, ``count`` of them."""
-    from manifoldflow.state import map_state
-
     rows = torch.multinomial(population.log_weight.double().softmax(0), count, replacement=True, generator=generator)
     return map_state(lambda v: v[rows], population.x)

@@ -87,13 +87,12 @@ def parallel_tempering(
             due = (number - warm + 1) * reports // (rounds - warm)
             if due > told and len(ups) > 1:
                 told = due
+                swaps = float(1 - (lost / tries.clamp_min(1)).mean())
                 estimate = _log_z(torch.stack(ups, 1), beta)
-                trace.append({"calls": energy.calls - before, "log_z": estimate, "swaps": float(1 - (lost / tries.clamp_min(1)).mean())})
+                trace.append({"calls": energy.calls - before, "log_z": estimate, "swaps": swaps})
     x = map_state(lambda *v: torch.cat(v), *kept)
     count = len(kept) * chains
-    return Population(
-        x, like.new_zeros(count), _log_z(torch.stack(ups, 1), beta), 1.0, energy.calls - before, trace
-    )
+    return Population(x, like.new_zeros(count), _log_z(torch.stack(ups, 1), beta), 1.0, energy.calls - before, trace)
 
 
 def _log_z(ups: Tensor, beta: Tensor) -> float:

@@ -39,16 +39,16 @@ class Target:
 
     name: str
     space: Any
-    log_density: Callable[[State], Tensor]
+    log_density: Callable[[Any], Tensor]
     scale: float = 1.0
     log_z: float | None = None
     draw: Callable[[int, torch.Generator | None], State] | None = None
-    modes: Callable[[State], Tensor] | None = None
+    modes: Callable[[Any], Tensor] | None = None
     mode_mass: tuple[float, ...] = ()
-    view: Callable[[State], Tensor] | None = None
+    view: Callable[[Any], Tensor] | None = None
     axes: tuple[str, str] = ("x1", "x2")
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None
-    bins: Callable[[State], Tensor] | None = None
+    bins: Callable[[Any], Tensor] | None = None
     bin_mass: Callable[[], Tensor] | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -133,7 +133,9 @@ def load_target(name: str, space: str | None = None, scale: float | None = None)
         made = TARGETS[name]()
     else:
         known = ", ".join(TARGETS)
-        raise ValueError(f"no target {name!r}; there are {known}, and functions of yours as module:function or file.py:function")
+        raise ValueError(
+            f"no target {name!r}; there are {known}, and functions of yours as module:function or file.py:function"
+        )
     if scale is not None and not scale > 0:
         raise ValueError(f"--scale must be positive, got {scale}")
     return made if scale is None else replace(made, scale=scale)
@@ -326,7 +328,9 @@ def torsion() -> Target:
 def sphere3() -> Target:
     """Three von Mises-Fisher modes on the sphere, of different widths and weights; normalised: log Z = 0."""
     space = mf.Sphere(2)
-    centres = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2, 0.5], [-0.6, 0.9, 0.1], [-0.2, -0.8, -0.7]]), dim=-1)
+    centres = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0.2, 0.5], [-0.6, 0.9, 0.1], [-0.2, -0.8, -0.7]]), dim=-1
+    )
     kappa, weight = (30.0, 12.0, 20.0), (0.5, 0.3, 0.2)
     parts = tuple(mf.VonMisesFisher(k, tuple(c.tolist()), space) for k, c in zip(kappa, centres, strict=True))
     law = mf.Mixture(parts, weight)
@@ -344,6 +348,9 @@ def sphere3() -> Target:
         value = law.log_prob(x).exp().view(wide, inner, high, inner).sum((1, 3)).flatten()
         return value / value.sum()
 
+    def draw(count: int, generator: torch.Generator | None = None) -> Tensor:
+        return law.sample((count,), generator=generator)
+
     def modes(x: Tensor) -> Tensor:
         return (x @ centres.to(x).mT).argmax(-1)
 
@@ -352,7 +359,7 @@ def sphere3() -> Target:
 
     return Target(
         "sphere3", space, law.log_prob, scale=1.5, log_z=0.0,
-        draw=lambda count, generator=None: law.sample((count,), generator=generator),
+        draw=draw,
         modes=modes, mode_mass=weight, view=view, axes=("longitude", "height"), limits=((-math.pi, math.pi), (-1, 1)),
         bins=bins, bin_mass=mass,
     )  # fmt: skip
@@ -400,7 +407,9 @@ def rotations2() -> Target:
         share = angles(x)
         return torch.stack([2 * math.pi * share[:, 0] - math.pi, 2 * share[:, 1] - 1], -1)
 
-    alone = [float(fisher_normaliser(s)) - float(s.sum()) + float(w) for s, w in zip(spread.double(), lift, strict=True)]
+    alone = [
+        float(fisher_normaliser(s)) - float(s.sum()) + float(w) for s, w in zip(spread.double(), lift, strict=True)
+    ]
     weight = torch.tensor(alone, dtype=torch.float64).softmax(0)
     return Target(
         "rotations2", space, log_density, scale=1.5, log_z=table()[1], modes=modes,

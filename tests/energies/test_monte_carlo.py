@@ -93,7 +93,7 @@ def test_leapfrogs_along_geodesics_can_be_turned_round_and_keep_the_energy_to_se
 @pytest.mark.parametrize("leapfrogs", [1, 4])
 @pytest.mark.parametrize("name", ["torus", "sphere", "rotations"])
 def test_moves_leave_a_law_as_it_is_with_a_step_that_rejects(name, leapfrogs):
-    """From exact samples, by rejection from uniform ones: means of functions stay within their error; without the test they do not."""
+    """From exact samples, by rejection from uniform ones: means of functions stay; without the test of Metropolis they do not."""
     spaces = SPACES[name]
     log_density = bumpy(spaces)
     many = spaces.sample_uniform((60_000,), generator=gen())

@@ -60,7 +60,9 @@ def test_normalisers_of_flat_targets_by_quadrature_and_by_known_laws():
 def test_exact_draws_have_the_modes_and_bins_that_are_written_down(name):
     target = load_target(name)
     x = target.draw(40_000, gen())
-    share = torch.bincount(target.modes(x), minlength=len(target.mode_mass)) / 40_000
+    seen = target.modes(x)
+    assert (seen < 0).float().mean() < 1e-3  # four deviations off
+    share = torch.bincount(seen[seen >= 0], minlength=len(target.mode_mass)) / 40_000
     off = (share - torch.tensor(target.mode_mass)).abs()
     assert off.max() < 0.015 and target.modes_found(x) == len(target.mode_mass)
     assert target.modes_found(x[target.modes(x) > 0]) == len(target.mode_mass) - 1
