@@ -142,7 +142,7 @@ Cl1 Cl 0.5 0.5 0.5
 def test_scenes_are_drawn_in_sight_and_nothing_is_fetched(browser: Browser, tmp_path: Path) -> None:
     views = Viewers()
     scenes = [
-        Scene(WATER, caption=EVIL),
+        Scene(WATER.replace("water", EVIL), caption=EVIL),
         Scene.crystal(*SALT),
         Scene(CIF, "cif", supercell=(2, 1, 1)),
         Scene([Model(WATER, "xyz", "#d8485f"), Model(WATER.replace("0.93", "0.99"), "xyz", "#2a8fbd")]),
