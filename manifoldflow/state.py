@@ -59,6 +59,8 @@ def map_cond(function: Callable[[Tensor], Tensor], cond: Any, batch: int) -> Any
     Raises:
         ValueError: a tensor's first axis is not the batch; :class:`Shared` says that it belongs to all.
     """
+    if cond is None:
+        return None
     if isinstance(cond, Mapping):
         return {key: map_cond(function, value, batch) for key, value in cond.items()}
     if not isinstance(cond, Tensor) or cond.ndim == 0:
@@ -73,11 +75,17 @@ def map_cond(function: Callable[[Tensor], Tensor], cond: Any, batch: int) -> Any
 
 def fields(state: Any) -> dict[str, Any]:
     """A dict view: ``{"x": value}`` for anything that is not a mapping."""
+    if type(state) is Tensor:  # the two usual cases, asked many times a step
+        return {SINGLE: state}
+    if type(state) is dict:
+        return state.copy()
     return dict(state) if isinstance(state, Mapping) else {SINGLE: state}
 
 
 def like(values: dict[str, Any], state: Any) -> Any:
     """Undo :func:`fields`: a bare value if ``state`` was one."""
+    if type(state) is dict:
+        return values
     return values if isinstance(state, Mapping) else values[SINGLE]
 
 

@@ -13,7 +13,11 @@ from manifoldflow.gflownet.losses import (
     subtrajectory_balance,
     trajectory_balance,
 )
+from manifoldflow.gflownet.matching import flow_matching
+from manifoldflow.gflownet.replay import Replay
 from manifoldflow.gflownet.reward import BudgetSpent, Reward, RewardError, RewardTimeout
+from manifoldflow.gflownet.rollout import Rollout
+from manifoldflow.gflownet.search import LocalSearch
 
 __all__ = [
     "BackwardPolicy",
@@ -25,15 +29,19 @@ __all__ = [
     "ForwardPolicy",
     "GFlowNet",
     "Hypergrid",
+    "LocalSearch",
     "Mlp",
     "PinnedBridge",
+    "Replay",
     "Reward",
     "RewardError",
     "RewardTimeout",
+    "Rollout",
     "Scores",
     "check_env",
     "detailed_balance",
     "enumerate_env",
+    "flow_matching",
     "log_partition_variance",
     "subtrajectory_balance",
     "trajectory_balance",

@@ -11,7 +11,7 @@ from manifoldflow.field import per_element
 from manifoldflow.gflownet.losses import Loss, Scores, trajectory_balance
 from manifoldflow.sampling.base import Kernel, Trajectory
 from manifoldflow.sampling.simulate import simulate
-from manifoldflow.state import Move, State, fields, first_tensor, like, map_state, where_mask
+from manifoldflow.state import Move, State, bare, fields, first_tensor, like, map_state, where_mask
 
 
 class Balance(nn.Module):
@@ -29,6 +29,7 @@ class Balance(nn.Module):
         times: the grid.
         loss: of :class:`Scores`.
         z_rate: how many times faster than the rest log Z learns.
+        partition: network of the condition, ``(B, ...) -> (B,)`` or ``(B, 1)``, for log Z of every condition; a number if absent.
     """
 
     builder: str | None = None
@@ -45,6 +46,7 @@ class Balance(nn.Module):
         log_start: Callable[[State], Tensor] | None = None,
         loss: Loss = trajectory_balance,
         z_rate: float = 10.0,
+        partition: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.onward, self.back = forward, backward
@@ -52,6 +54,9 @@ class Balance(nn.Module):
         self.register_buffer("times", torch.as_tensor(times), persistent=False)
         self.loss, self.z_rate = loss, z_rate
         self.log_z = nn.Parameter(torch.zeros(()))
+        self.partition = partition
+        if partition is not None:
+            self.log_z.requires_grad_(False)
         if not math.isfinite(z_rate) or z_rate <= 0:
             raise ValueError(f"z_rate must be positive, got {z_rate}")
 
@@ -84,10 +89,18 @@ class Balance(nn.Module):
         """The loss of trajectories, however they were drawn."""
         return {"balance": self.loss(self.scores(drawn))}
 
+    def log_z_of(self, cond: Any, size: int) -> Tensor:
+        """log Z of every condition, ``(B,)``."""
+        if self.partition is None:
+            return self.log_z.expand(size)
+        return self.partition(bare(cond)).reshape(-1).expand(size)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """log Z learns faster than the kernels, which must follow it."""
-        rest = [p for n, p in self.named_parameters() if n != "log_z" and p.requires_grad]
-        return [{"params": rest}, {"params": [self.log_z], "lr_scale": self.z_rate, "weight_decay": 0.0}]
+        quick = [p for n, p in self.named_parameters() if n.split(".")[0] in ("log_z", "partition") and p.requires_grad]
+        known = {id(p) for p in quick}
+        rest = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return [{"params": rest}, {"params": quick, "lr_scale": self.z_rate, "weight_decay": 0.0}]
 
     @torch.no_grad()
     def sample(self, size: int, *, generator: torch.Generator | None = None) -> State:

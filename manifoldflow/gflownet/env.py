@@ -1,11 +1,12 @@
 """Environments: objects that are built action by action, as pure functions of batched tensor states."""
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifoldflow.state import State, expand_mask, fields, map_state
+from manifoldflow.state import State, bare, expand_mask, fields, map_state
 
 
 class Env:
@@ -66,6 +67,15 @@ class Env:
         """
         raise NotImplementedError(f"{type(self).__name__} has no reward of unfinished states")
 
+    def log_paths(self, x: State) -> Tensor:
+        """Logarithm of the number of trajectories from the initial state to each, ``(B,)``, for ``backward="maxent"``; 0 at the
+        initial state. An environment without it has the number learned.
+
+        Raises:
+            NotImplementedError: it is not known.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not know how many ways lead to a state")
+
     def same(self, x: State, y: State) -> Tensor:
         """Whether two states are equal, bool ``(B,)``."""
         equal = [(a == fields(y)[n]).reshape(len(a), -1).all(-1) for n, a in fields(x).items()]
@@ -89,6 +99,39 @@ class Env:
     def hold(self, keep: Tensor, x: State, y: State) -> State:
         """x where ``keep``, bool ``(B,)``, else y."""
         return map_state(lambda a, b: torch.where(expand_mask(keep, a), a, b), x, y)
+
+
+def reward_of(env: Any, x: State, cond: Any = None) -> Tensor:
+    """The log-rewards of objects; ``log_reward`` is given the condition, if there is one and it takes a second argument."""
+    if cond is None:
+        return env.log_reward(x)
+    takes = len(inspect.signature(env.log_reward).parameters) > 1
+    return env.log_reward(x, bare(cond)) if takes else env.log_reward(x)
+
+
+def parents(env: Any, x: State, *, everywhere: bool = False) -> tuple[State, Tensor, Tensor]:
+    """The states before all actions that may have led to x.
+
+    Args:
+        env: the environment.
+        x: B states.
+        everywhere: one for every action, also where it was impossible (x itself stands there).
+
+    Returns:
+        P states, the actions ``(P,)`` that lead from them to x, and the numbers ``(P,)`` of the states they are parents of.
+        On the host, P counts what is possible, unless all are asked for; elsewhere it is A times B.
+    """
+    mask = env.backward_mask(x)
+    count = env.actions
+    owner = torch.arange(len(mask), device=mask.device).repeat_interleave(count)
+    action = torch.arange(count, device=mask.device).repeat(len(mask))
+    if mask.device.type == "cpu" and not everywhere:
+        rows = mask.flatten().nonzero().squeeze(-1)
+        owner, action = owner[rows], action[rows]
+        here = map_state(lambda v: v[owner], x)
+        return env.undo(here, action), action, owner
+    here = map_state(lambda v: v[owner], x)
+    return env.hold(~mask.flatten(), here, env.undo(here, action)), action, owner
 
 
 def check_env(env: Any, *, trajectories: int = 256, seed: int = 0) -> None:

@@ -31,7 +31,7 @@ class Hypergrid(Env):
         if not r0 > 0:
             raise ValueError(f"Hypergrid: r0 must be positive, got {r0}")
         self.dim, self.height, self.rewards = dim, height, (r0, r1, r2)
-        self.horizon, self.actions, self.observed = dim * (height - 1) + 1, dim + 1, dim * height + 1
+        self.horizon, self.actions, self.observed = dim * (height - 1) + 1, dim + 1, dim * height
 
     def initial(self, n: int, *, device: torch.device | str | None = None) -> State:
         place = torch.zeros(n, self.dim, dtype=torch.int64, device=device)
@@ -53,10 +53,10 @@ class Hypergrid(Env):
 
     def undo(self, x: State, action: Tensor) -> State:
         view = fields(x)
-        return {"place": view["place"] - self._one(action), "done": view["done"] & (action != self.dim)}
+        return {"place": view["place"] - self._one(action).long(), "done": view["done"] & (action != self.dim)}
 
     def _one(self, action: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(action, self.actions)[..., : self.dim]
+        return torch.arange(self.dim, device=action.device) == action.unsqueeze(-1)
 
     def is_done(self, x: State) -> Tensor:
         return fields(x)["done"]
@@ -74,9 +74,13 @@ class Hypergrid(Env):
         return (r0 + r1 * outer.double() + r2 * ring.double()).log().to(torch.get_default_dtype())
 
     def observe(self, x: State) -> Tensor:
-        view = fields(x)
-        hot = torch.nn.functional.one_hot(view["place"], self.height).flatten(1)
-        return torch.cat([hot, view["done"].unsqueeze(-1)], -1).to(torch.get_default_dtype())
+        place = fields(x)["place"].unsqueeze(-1)  # done or not is in the masks
+        hot = place == torch.arange(self.height, device=place.device)
+        return hot.flatten(1).to(torch.get_default_dtype())
+
+    def log_paths(self, x: State) -> Tensor:
+        place = fields(x)["place"].double()  # a multinomial coefficient: the orders of the moves
+        return torch.lgamma(place.sum(-1) + 1) - torch.lgamma(place + 1).sum(-1)
 
     def key(self, x: State) -> Tensor:
         """A number of every state, for :func:`manifoldflow.gflownet.enumerate_env`."""

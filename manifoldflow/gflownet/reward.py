@@ -329,7 +329,7 @@ def _serve(function: Function, pipe: Any) -> None:
     for objects in _received(pipe):
         try:
             made = function(objects)
-            answer = (True, made.detach().cpu().tolist() if isinstance(made, Tensor) else list(made))
+            answer: tuple[bool, Any] = (True, made.detach().cpu().tolist() if isinstance(made, Tensor) else list(made))
         except Exception as error:
             answer = (False, f"{type(error).__name__}: {error}")
         pipe.send(answer)

@@ -21,7 +21,9 @@ class Kernel(Protocol):
     """Moves a state from time t to time s.
 
     A plain function ``(x, t, s, *, mask, cond, generator) -> state`` will do where nothing is carried and no probability is asked
-    for. A kernel may also have ``finish(states, carry) -> states``, which is given the states that were kept after the last step.
+    for. A kernel may also have ``finish(states, carry) -> states``, which is given the states that were kept after the last step,
+    and ``stop(x, carry) -> bool``, asked after every step whether the rest of the grid can be left out: nothing moves any more.
+    It must not wait for a device.
     """
 
     def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> Any:
@@ -94,6 +96,12 @@ class Trajectory(NamedTuple):
     def at(self, index: int) -> State:
         """The state at a time of the grid."""
         return like({n: v[index] for n, v in fields(self.states).items()}, self.states)
+
+    def share(self, rank: int, world: int) -> "Trajectory":
+        """Every world-th trajectory, for one of several processes."""
+        states = like({n: v[:, rank::world] for n, v in fields(self.states).items()}, self.states)
+        gained = None if self.log_prob is None else self.log_prob[:, rank::world]
+        return Trajectory(states, self.times, gained)
 
     def reversed(self) -> "Trajectory":
         """The same states the other way round, for the kernel that leads back; without probabilities."""

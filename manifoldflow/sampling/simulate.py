@@ -50,7 +50,8 @@ def simulate(
 ) -> Any:
     """Move ``x`` along the time grid ``times`` with ``kernel``.
 
-    The grid may start and end anywhere and run either way. Elements of ``known`` are put back before the first and after
+    The grid may start and end anywhere and run either way; a kernel with ``stop(x, carry) -> bool`` may end it early, and the
+    trajectory is then that much shorter. Elements of ``known`` are put back before the first and after
     every step. Nothing here waits for the device, and nothing cuts the graph: gradients go through where they are enabled.
 
     Args:
@@ -83,7 +84,7 @@ def simulate(
     grid = check_grid(torch.as_tensor(times, dtype=dtype, device=reference.device))
     x = pin(x, known, known_mask)
     carry = kernel.start(x, mask=mask, cond=cond)
-    path, gained = [x], []
+    path, gained, stop = [x], [], getattr(kernel, "stop", None)
     for number, (t, s) in enumerate(pairwise(grid.unbind(0)), start=1):
         move = kernel(x, carry, t, s, mask=mask, cond=cond, generator=generator)
         if log_prob:
@@ -98,6 +99,8 @@ def simulate(
             path.append(x)
         if callback is not None:
             callback(number, x)
+        if stop is not None and stop(x, carry):
+            break
     if not (trajectory or log_prob):
         path = [x]
     finish = getattr(kernel, "finish", None)  # particles choose one of every group, and its ancestors
@@ -105,4 +108,4 @@ def simulate(
     if not (trajectory or log_prob):
         return path[-1]
     states = map_state(lambda *state: torch.stack(state), *path)
-    return Trajectory(states, grid, torch.stack(gained), carry) if log_prob else states
+    return Trajectory(states, grid[: len(gained) + 1], torch.stack(gained), carry) if log_prob else states

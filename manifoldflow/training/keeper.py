@@ -195,7 +195,8 @@ class Keeper(pl.Callback):
         self.interrupted = isinstance(exception, KeyboardInterrupt)
         # Saving needs all processes, which are interrupted at different places: the last regular checkpoint stays. So it does
         # after a second Ctrl-C, in the middle of an update.
-        if self.interrupted and trainer.global_step > 0 and trainer.world_size == 1 and not self.updating:
+        stays = self.interrupted or bool(getattr(exception, "keeps_run", False))
+        if stays and trainer.global_step > 0 and trainer.world_size == 1 and not self.updating:
             self._keep(trainer, module)
 
     def _write(self, trainer: pl.Trainer, row: dict[str, Any]) -> None:

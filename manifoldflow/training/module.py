@@ -158,9 +158,14 @@ class TrainingModule(pl.LightningModule):
         state["minutes"] = self.minutes
         state["config"], state["changed"] = asdict(self.config), self.changed
         state["facts"], state["model"] = self.facts, getattr(self.flow, "config", None)
+        own = getattr(self.flow, "training_state", None)
+        if callable(own):
+            state["own"] = own()
 
     def on_load_checkpoint(self, state: dict[str, Any]) -> None:
         self.minutes_before = self.rate_minutes = state.get("minutes", 0.0)
+        if "own" in state:
+            self.flow.load_training_state(state["own"])  # type: ignore[operator]
         weights = state["state_dict"]
         if "average.n_averaged" not in weights:  # of version 0.1, which averaged by hand
             for name in [n for n in weights if n.startswith("averaged.")]:
@@ -207,7 +212,11 @@ def _differences(then: Any, now: Any, prefix: str) -> dict[str, tuple[Any, Any]]
 
 
 def share(drawn: Any, rank: int, world: int) -> Any:
-    """Every world-th sample. A batch smaller than the world goes to everyone whole."""
+    """Every world-th sample. A batch smaller than the world goes to everyone whole. What was drawn may know how to divide itself
+    (``share(rank, world)``): of trajectories the first axis is time."""
+    own = getattr(drawn, "share", None)
+    if callable(own):
+        return own(rank, world)
     size = size_of(drawn)
 
     def cut(value: Any) -> Any:

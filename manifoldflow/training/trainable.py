@@ -20,6 +20,10 @@ class Trainable(Protocol):
 
     Only ``loss_of`` is needed, or a ``forward`` that returns the loss; the rest has defaults.
 
+    What training remembers besides weights (a replay buffer) goes with the files to continue from, if there are
+    ``training_state() -> dict`` and ``load_training_state(dict)``. An exception with a true attribute ``keeps_run`` ends a run
+    after saving it, as Ctrl-C does: nothing is wrong with the weights.
+
     Attributes:
         builder, config: the function that a checkpoint names, and the dict that it takes; None for weights alone.
     """
