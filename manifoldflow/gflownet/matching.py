@@ -1,6 +1,6 @@
 """Flow matching: what flows into a state flows out of it."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +9,6 @@ from manifoldflow.gflownet.env import parents
 from manifoldflow.gflownet.losses import Scores
 from manifoldflow.gflownet.rollout import Rollout
 from manifoldflow.state import map_cond, map_state
-
-if TYPE_CHECKING:
-    from manifoldflow.gflownet.gflownet import GFlowNet
 
 
 class _FlowMatching:
@@ -33,7 +30,7 @@ class _FlowMatching:
             "flow_matching is a loss of states and their parents: give it to GFlowNet(env, loss=flow_matching)"
         )
 
-    def of_model(self, model: "GFlowNet", made: Rollout) -> dict[str, Tensor]:
+    def of_model(self, model: Any, made: Rollout) -> dict[str, Tensor]:
         """The loss of a GFlowNet's trajectories, and that of log Z."""
         env, size = model.env, made.size
         seen = model.visits(made)

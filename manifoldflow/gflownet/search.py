@@ -1,15 +1,12 @@
 """Local search: take objects apart a little, put them together anew, keep what is better."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from manifoldflow.gflownet.rollout import Rollout, held
 from manifoldflow.state import first_tensor, map_cond
-
-if TYPE_CHECKING:
-    from manifoldflow.gflownet.gflownet import GFlowNet
 
 
 class LocalSearch:
@@ -20,7 +17,8 @@ class LocalSearch:
 
     .. math:: \min\Big(1, \frac{R(y)}{R(x)} \frac{P_B(s | y)\, P_F(x | s)}{P_B(s | x)\, P_F(y | s)}\Big)
 
-    along the trajectories drawn, which leaves R(x)/Z alone. Trajectories to all objects tried are learned from.
+    along the trajectories drawn, 0 where as many steps back from y do not lead to s, which leaves R(x)/Z alone. Trajectories to
+    all objects tried are learned from.
 
     Args:
         steps: taken back.
@@ -35,7 +33,7 @@ class LocalSearch:
             raise ValueError(f"LocalSearch: accept must be greedy or metropolis, got {accept!r}")
         self.steps, self.rounds, self.accept = steps, rounds, accept
 
-    def __call__(self, model: "GFlowNet", made: Rollout, generator: torch.Generator | None = None) -> list[Rollout]:
+    def __call__(self, model: Any, made: Rollout, generator: torch.Generator | None = None) -> list[Rollout]:
         """Trajectories to the objects that were tried, one rollout a round, with their rewards."""
         x, log_reward, cond, tried = made.end, made.log_reward, made.cond, []
         assert log_reward is not None
@@ -55,7 +53,7 @@ class LocalSearch:
         return u.log() < more + weight
 
     def step(
-        self, model: "GFlowNet", x: Any, cond: Any, generator: torch.Generator | None = None
+        self, model: Any, x: Any, cond: Any, generator: torch.Generator | None = None
     ) -> tuple[Any, Tensor, Tensor]:
         """Other objects, their log-rewards, and the log of the ratio of proposals that Metropolis and Hastings need."""
         down = model._rollout(model.back, x, cond, generator, last=min(self.steps, model.env.horizon))
@@ -76,4 +74,9 @@ class LocalSearch:
         )
         old, new = model.scores(to_x), model.scores(up._replace(cond=cond, log_reward=nothing))
         weight = new.log_backward.sum(0) + old.log_forward.sum(0) - old.log_backward.sum(0) - new.log_forward.sum(0)
+        # The way back takes the same number of steps, or ends in the initial state before.
+        length = up.moved.sum(0)
+        at_start = ~model.env.backward_mask(down.end).any(-1)
+        returns = (length == self.steps) | (at_start & (length <= self.steps))
+        weight = torch.where(returns, weight, -torch.inf)
         return y, log_reward, weight

@@ -232,7 +232,7 @@ def test_replay_keeps_different_objects_and_draws_as_it_says():
     share = torch.bincount(drawn.flatten(), minlength=10) / 20_000
     weight = 1 / (0.1 * 10 + torch.arange(9, -1, -1.0))
     assert (share - weight / weight.sum()).abs().max() < 0.02 and torch.equal(rewards, drawn.flatten().float())
-    again = gf.Replay(10)
+    again = gf.Replay(10, kind="prioritised", alpha=0.1)
     again.load_state_dict(ranked.state_dict())
     assert torch.equal(again.draw(5, gen())[0], ranked.draw(5, gen())[0])
     told = gf.Replay(10)
@@ -259,7 +259,7 @@ def test_local_search_by_metropolis_leaves_the_law_of_the_reward_alone():
     for seed in range(3):
         y, gained, weight = search.step(model, moved, None, gen(seed))
         takes = search.takes(gained - env.log_reward(moved), weight, gen(10 + seed))
-        assert 0.2 < takes.float().mean() < 1
+        assert 0.05 < takes.float().mean() < 1
         moved = env.hold(~takes, moved, y)
     key = env.key(every.objects)
     after = (env.key(moved).unsqueeze(1) == key).float().mean(0)
