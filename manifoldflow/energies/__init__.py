@@ -1,24 +1,48 @@
 """Samplers of energies: diffusions as GFlowNets, Boltzmann generators, and the Monte Carlo that they are measured against."""
 
+from manifoldflow.energies.boltzmann import BoltzmannGenerator, Plain, Potential, Weighted, cooling, soften
 from manifoldflow.energies.energy import Energy
 from manifoldflow.energies.estimates import bennett, effective_share, log_mean, log_mean_error, systematic
+from manifoldflow.energies.free_energy import Estimate, many_states, one_sided, two_sided
+from manifoldflow.energies.internal import ConstrainedMolecule, InternalCoordinates, make_z_matrix
 from manifoldflow.energies.moves import Base, Walkers, hmc, walkers_at
+from manifoldflow.energies.openmm import OpenMMEnergy
+from manifoldflow.energies.rigid import RigidBodies
 from manifoldflow.energies.smc import Population, resampled, sequential_monte_carlo
+from manifoldflow.energies.sources import Ensemble, Product, Source
 from manifoldflow.energies.tempering import parallel_tempering
 
 __all__ = [
     "Base",
+    "BoltzmannGenerator",
+    "ConstrainedMolecule",
     "Energy",
+    "Ensemble",
+    "Estimate",
+    "InternalCoordinates",
+    "OpenMMEnergy",
+    "Plain",
     "Population",
+    "Potential",
+    "Product",
+    "RigidBodies",
+    "Source",
     "Walkers",
+    "Weighted",
     "bennett",
+    "cooling",
     "effective_share",
     "hmc",
     "log_mean",
     "log_mean_error",
+    "make_z_matrix",
+    "many_states",
+    "one_sided",
     "parallel_tempering",
     "resampled",
     "sequential_monte_carlo",
+    "soften",
     "systematic",
+    "two_sided",
     "walkers_at",
 ]
