@@ -4,4 +4,7 @@ from typing import Any
 
 COMMANDS: dict[str, Any] = {}
 EXAMPLES: dict[str, str] = {}
-BUILDERS: tuple[str, ...] = ()
+BUILDERS: tuple[str, ...] = (
+    "manifoldflow.tasks.energies.alanine:build",
+    "manifoldflow.tasks.energies.rotations:build",
+)
