@@ -3,8 +3,9 @@
     python -m manifoldflow.tasks.energies.ice_study --out runs/ice
 
 Ice XI of 16 TIP4P-Ew molecules, 250 K to 100 K. The molecular dynamics (five temperatures, about 20 minutes of one core)
-are made at first and kept in the folder; then the flow is trained on the first three quarters of the hot frames and judged on the rest. All
-free energies are differences of reduced ones, F / kT at 100 K minus F / kT at 250 K, of the whole crystal, positions only.
+are made at first and kept in the folder; then the flow is trained on the first three quarters of the hot frames and judged on
+the rest. All free energies are differences of reduced ones, F / kT at 100 K minus F / kT at 250 K, of the whole crystal,
+positions only.
 """
 
 import argparse
