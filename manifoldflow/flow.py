@@ -13,6 +13,7 @@ from manifoldflow.coupling import Coupling, Independent
 from manifoldflow.field import Field, as_fields
 from manifoldflow.noising import Clocks, Draw, Pin
 from manifoldflow.paths import Linear, Path, Schedule, Source, default_path
+from manifoldflow.sampling.base import Trajectory
 from manifoldflow.sampling.density import check_points
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.log_prob import Likelihoods
@@ -337,6 +338,9 @@ class Flow(Likelihoods, nn.Module):
         with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
             start, mask = self._start(shape, lengths, mask, x0, generator)
             kept = noising.fit_known(self, start, known, known_mask)
+            if kept.values is not None:
+                given = {n: self.path[n].state_of(v) for n, v in fields(kept.values).items()}
+                kept = kept._replace(values=like(given, kept.values))
             if known is not None and self.pin is None and self.clocks is None:
                 warnings.warn(
                     "this flow was trained without pin=, so known= steers it only by replacement; "
@@ -356,7 +360,15 @@ class Flow(Likelihoods, nn.Module):
                 log_prob=log_prob,
                 callback=callback,
             )
+        if isinstance(x, Trajectory):
+            x = x._replace(states=self._data_of(x.states))
+        else:
+            x = self._data_of(x)
         return (x, mask) if lengths is not None else x
+
+    def _data_of(self, x: State) -> State:
+        """Points of the data's spaces, where paths carry more than a point."""
+        return like({n: self.path[n].data_of(v) for n, v in fields(x).items()}, x)
 
     def sample_pairs(
         self, shape: int | Sequence[int] | None = None, *, x0: State | None = None, **options: Any

@@ -88,19 +88,21 @@ def draw(
         shapes = {n: v.shape[: v.ndim - flow.path[n].space.event_ndim] for n, v in fields(x1).items()}
         drawn = draw_source(flow, shapes, masks=masks, generator=generator, dtype=dtype, device=device)
         x0 = like(drawn, flow.spaces)
-        coupled, x1 = flow.coupling(x0, x1, spaces=flow.spaces, mask=mask, cond=cond, generator=generator)
-        if any(p is not None for p in pins.values()):
+        keeps_frame = getattr(flow.coupling, "keeps_frame", False)
+        told = {"pinned": pins} if keeps_frame else {}
+        coupled, x1 = flow.coupling(x0, x1, spaces=flow.spaces, mask=mask, cond=cond, generator=generator, **told)
+        if not keeps_frame and any(p is not None for p in pins.values()):
             # With a pinned part the frame of the data is given, so the source may not be turned towards the rest of it.
             has_pin = torch.stack([p.flatten(1).any(-1) for p in pins.values() if p is not None]).any(0)
             coupled = map_state(lambda a, b: torch.where(expand_mask(has_pin, a), a, b), x0, coupled)
         x0 = coupled
     times = field_times(flow.fields, t, pins, list(fields(x1)))
     points = {n: flow.path[n].sample(fields(x0)[n], v, times[n], generator=generator) for n, v in fields(x1).items()}
-    xt = {n: where_mask(masks[n], p.x, fields(x1)[n]) for n, p in points.items()}
+    clean = {n: flow.path[n].state_of(v) for n, v in fields(x1).items()}
+    xt = {n: where_mask(masks[n], p.x, clean[n]) for n, p in points.items()}
     for n, chosen in pins.items():
         if chosen is not None:  # not every path ends at its data point exactly: the Dirichlet path ends near it
-            clean = fields(x1)[n]
-            xt[n] = torch.where(expand_mask(chosen, clean), clean, xt[n])
+            xt[n] = torch.where(expand_mask(chosen, clean[n]), clean[n], xt[n])
     show = torch.zeros((), dtype=torch.bool)
     if flow.self_condition > 0:
         # One coin for the batch: no host sync on the outcome of a device draw, and half of the batches cost nothing.

@@ -18,13 +18,13 @@ def _layer(*parts: str, sees: str = "") -> None:
     ALLOWED.update({part: set(below) for part in parts})
 
 
-_layer("version", "registry", "files")
+_layer("version", "registry", "files", "assignment")
 _layer("numerics")
 _layer("state", "segment", sees="numerics files")
 _layer("manifolds", "discrete", sees="state segment")
 _layer("distributions", sees="manifolds discrete")
 _layer("field", sees="state")
-_layer("paths", "coupling", sees="distributions field")
+_layer("paths", "coupling", sees="distributions field assignment")
 _layer("noising", sees="paths coupling")
 _layer("metrics", sees="manifolds discrete")
 _layer("nn", sees="manifolds discrete")

@@ -62,7 +62,9 @@ def works_beside(kind: str, site: Path, folder: Path) -> None:
         "import sys; print(flow.builder, 'tasks' in sys.modules)"
     )
     assert outside(site, "-c", code, folder=folder).split() == ["manifoldflow.tasks.proteins.flow:build", "False"]
-    assert "tasks: crystals, densities, dna, energies, molecules, proteins" in outside(site, "-m", "manifoldflow", "--help", folder=folder)
+    assert "tasks: crystals, densities, dna, energies, molecules, proteins" in outside(
+        site, "-m", "manifoldflow", "--help", folder=folder
+    )
     assert "--checkpoint" in outside(site, "-m", "manifoldflow", "sample", "dna", "--help", folder=folder)
 
 

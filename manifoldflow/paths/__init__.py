@@ -4,23 +4,28 @@ from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point, Source
 from manifoldflow.paths.birth_death import BirthDeath
 from manifoldflow.paths.dirichlet import DirichletPath
 from manifoldflow.paths.dirichlet_field import dirichlet_speed
+from manifoldflow.paths.gaussian_bayes import GaussianBayes
 from manifoldflow.paths.geodesic import Geodesic
 from manifoldflow.paths.how import Jumps
 from manifoldflow.paths.interpolant import BridgeNoise, BumpNoise, NoiseLevel, StochasticInterpolant
 from manifoldflow.paths.jumps import UniformJump
 from manifoldflow.paths.masking import Masking
 from manifoldflow.paths.metric_jump import MetricJump
+from manifoldflow.paths.periodic_bayes import PeriodicBayes
 from manifoldflow.paths.premetric import Premetric
-from manifoldflow.paths.schedule import Cosine, Exponential, Late, Linear, Polynomial, Schedule
+from manifoldflow.paths.schedule import Annealed, Cosine, Exponential, Late, Linear, Polynomial, Schedule
 from manifoldflow.paths.spherical_bridge import SphericalBridge
+from manifoldflow.paths.wrapped_diffusion import WrappedDiffusion
 
 __all__ = [
+    "Annealed",
     "BirthDeath",
     "BridgeNoise",
     "BumpNoise",
     "Cosine",
     "DirichletPath",
     "Exponential",
+    "GaussianBayes",
     "Geodesic",
     "Jumps",
     "Late",
@@ -31,6 +36,7 @@ __all__ = [
     "NoisyPoint",
     "Path",
     "PathPoint",
+    "PeriodicBayes",
     "Point",
     "Polynomial",
     "Premetric",
@@ -39,6 +45,7 @@ __all__ = [
     "SphericalBridge",
     "StochasticInterpolant",
     "UniformJump",
+    "WrappedDiffusion",
     "dirichlet_speed",
 ]
 

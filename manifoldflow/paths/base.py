@@ -206,6 +206,16 @@ class Path:
         left = 1 - u
         return 1 - left**4, 4 * left**3
 
+    # ---------------------------------------------------------------- states of another shape
+
+    def state_of(self, x1: Tensor) -> Tensor:
+        """A data point as the state that this path ends at: itself, unless the path carries more than a point (beliefs)."""
+        return x1
+
+    def data_of(self, x: Tensor) -> Tensor:
+        """The data point of a state at the end of the path, the inverse of :meth:`state_of`."""
+        return x
+
     # ---------------------------------------------------------------- predictions
 
     def rest(self, pred: Tensor) -> Tensor:

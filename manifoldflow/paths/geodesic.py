@@ -152,18 +152,13 @@ class Geodesic(Path):
         """The tangent that moves ``x`` at time ``t`` on the sampling schedule."""
         space, to = self.space, self.sample_schedule or self.schedule
         if self.predicts != "velocity":
-            rate = to.dk(t) / to.remaining(t).clamp_min(1e-3)
+            rate = to.hazard(t)
             u = self._ahead(pred, x, t)
             return expand_time(rate, u, space.tangent_ndim) * u
         u = space.to_tangent(x, pred)
         if self.sample_schedule is None:
             return u
-        rate = (
-            self.schedule.remaining(t)
-            / self.schedule.dk(t).clamp_min(1e-6)
-            * to.dk(t)
-            / to.remaining(t).clamp_min(1e-3)
-        )
+        rate = self.schedule.remaining(t) / self.schedule.dk(t).clamp_min(1e-6) * to.hazard(t)
         return expand_time(rate, u, space.tangent_ndim) * u
 
     def follow(
@@ -176,7 +171,12 @@ class Geodesic(Path):
         """
         space = self.space
         if self.predicts == "velocity":
-            return super().follow(pred, x, t, s, generator=generator)
+            if self.sample_schedule is None:
+                return super().follow(pred, x, t, s, generator=generator)
+            # What the velocity says of the end is followed on the other schedule exactly: no steep one overshoots.
+            whole = self.schedule.remaining(t) / self.schedule.dk(t).clamp_min(1e-6)
+            u = space.to_tangent(x, pred)
+            return space.exp(x, expand_time(whole * self.sample_schedule.fraction(t, s), u, space.tangent_ndim) * u)
         fraction = (self.sample_schedule or self.schedule).fraction(t, s)
         u = self._ahead(pred, x, t)
         moved = space.exp(x, expand_time(fraction, u, space.tangent_ndim) * u)

@@ -1,7 +1,21 @@
 """Crystals: structure prediction, de novo generation and refinement of a prototype by one flow."""
 
+from importlib import import_module
 from typing import Any
 
-COMMANDS: dict[str, Any] = {}
-EXAMPLES: dict[str, str] = {}
-BUILDERS: tuple[str, ...] = ()
+VERBS = {"train": "train_command"}
+"""Function of each verb -> the module of this package that has it, imported when it is asked for."""
+
+EXAMPLES = {
+    "train": "manifoldflow train crystals --data perov_5.csv.gz --method geodesic --out runs/perov",
+}
+BUILDERS = ("manifoldflow.tasks.crystals.flow:build",)
+"""What checkpoints of this task may be built by."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "COMMANDS":
+        return {verb: getattr(import_module(f"{__name__}.{module}"), verb) for verb, module in VERBS.items()}
+    if name in VERBS:
+        return getattr(import_module(f"{__name__}.{VERBS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

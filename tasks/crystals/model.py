@@ -1,0 +1,223 @@
+"""The network of the crystal flows: messages between all pairs of atoms of a cell, periodic by construction.
+
+It sees differences of fractional coordinates through sines and cosines of their multiples, the cell through its metric tensor,
+and atoms through their species, so its answers do not change when the crystal is shifted or turned, and change places with the
+atoms. Everything is dense and padded: ``(B, N, N)`` pairs and a mask.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from manifoldflow.manifolds.spd import matrix_exp, matrix_log, symmetric_basis
+from manifoldflow.tasks.crystals.elements import ATOMIC, COVALENT, ELECTRONEGATIVITY, ELEMENTS, period_and_group
+
+
+@dataclass
+class NetworkConfig:
+    """Size of the network.
+
+    Args:
+        width: numbers per atom and per message.
+        layers: rounds of messages.
+        harmonics: multiples of a fractional difference that are seen: 1 to ``harmonics``.
+        time_features: numbers that tell a time.
+    """
+
+    width: int = 128
+    layers: int = 4
+    harmonics: int = 10
+    time_features: int = 16
+
+
+class CrystalNetwork(nn.Module):
+    """Predictions for the fields of a crystal.
+
+    The first call argument is a state: ``frac`` ``(B, N, 3)`` (or ``(B, N, 6)``, where a path carries three concentrations
+    beside), ``species`` ``(B, N)`` tokens with the mask token ``ELEMENTS``, ``lattice`` ``(B, 3, 3)`` metric tensors. The second
+    is a time per field.
+
+    Args:
+        config: size.
+        outputs: tangents per atom: 1, or 2 for a path that predicts a drift and a noise.
+        frac_scale: unit of the tangents, one per output.
+        centred: remove the mean of the tangents over the atoms.
+        beliefs: the state holds concentrations; tangents are in units of the spread that they mean.
+        lattice_mean: of the numbers of :math:`\\log G` in an orthonormal basis, six.
+        lattice_scale: their standard deviation.
+        affine: lattice tangents are rates of change of the metric tensor, otherwise of its logarithm.
+        lattice_endpoint: return a lattice instead of a tangent.
+    """
+
+    facts: Tensor
+    basis: Tensor
+    frac_scale: Tensor
+    lattice_mean: Tensor
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        outputs: int = 1,
+        frac_scale: tuple[float, ...] = (0.25,),
+        centred: bool = True,
+        beliefs: bool = False,
+        lattice_mean: Any = (0.0,) * 6,
+        lattice_scale: float = 1.0,
+        affine: bool = False,
+        lattice_endpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.outputs, self.centred, self.beliefs = config, outputs, centred, beliefs
+        self.lattice_scale, self.affine = lattice_scale, affine
+        self.lattice_endpoint = lattice_endpoint
+        w, k = config.width, config.harmonics
+        self.register_buffer("facts", _element_facts(), persistent=False)
+        self.register_buffer("frac_scale", torch.tensor(frac_scale).unsqueeze(-1), persistent=False)
+        self.register_buffer("basis", symmetric_basis(3, torch.float32), persistent=False)
+        self.register_buffer("lattice_mean", torch.tensor(lattice_mean, dtype=torch.float32), persistent=False)
+        self.species = nn.Embedding(ELEMENTS + 1, w)
+        nn.init.normal_(self.species.weight, std=0.3)
+        self.fact_map = nn.Linear(self.facts.shape[-1], w)
+        self.atom_time = nn.Linear(2 * config.time_features + (9 if beliefs else 0), w)
+        self.graph_map = nn.Sequential(nn.Linear(6 + 1 + config.time_features + 1, w), nn.SiLU(), nn.Linear(w, w))
+        self.atom_map = nn.Sequential(nn.SiLU(), nn.Linear(w, w))
+        self.layers = nn.ModuleList([_Messages(w, 6 * k) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(w)
+        self.force = nn.Linear(w, outputs * _FORCE_HARMONICS)
+        self.frac_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, outputs * 3))
+        self.lattice_head = nn.Sequential(nn.Linear(2 * w, w), nn.SiLU(), nn.Linear(w, 6))
+        self.species_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, ELEMENTS))
+        for last in (self.frac_head[-1], self.lattice_head[-1], self.force):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(
+        self, x: dict[str, Tensor], t: Any, *, mask: Tensor | None = None, cond: Any = None
+    ) -> dict[str, Tensor]:
+        """A tangent of ``frac`` ``(B, N, 3)`` (``(B, N, 2, 3)`` with two outputs), logits of ``species`` ``(B, N, ELEMENTS)`` and
+        a tangent of ``lattice`` ``(B, 3, 3)``."""
+        frac, species = x["frac"], x["species"]
+        belief = frac[..., 3:] if self.beliefs else None
+        frac = frac[..., :3]
+        real = torch.ones_like(species, dtype=torch.bool) if mask is None else mask
+        count = real.sum(-1, keepdim=True).to(frac.dtype).clamp_min(1)
+        when = {n: (t[n] if isinstance(t, dict) else t).to(frac.dtype) for n in ("frac", "species", "lattice")}
+        numbers = self._lattice_numbers(x["lattice"]).to(frac.dtype)
+        atom_times = torch.cat([self._time(_per_node(when[n], species)) for n in ("frac", "species")], -1)
+        if belief is not None:
+            atom_times = torch.cat([atom_times, _belief_features(belief)], -1)
+        graph = torch.cat([numbers, count.log() - 1.5, self._time(when["lattice"]), self._start(cond, count)], -1)
+        h = self.atom_map(
+            self.species(species)
+            + self.fact_map(self.facts[species])
+            + self.atom_time(atom_times)
+            + self.graph_map(graph).unsqueeze(-2)
+        )
+        rate = 2 * math.pi * torch.arange(1, self.config.harmonics + 1, dtype=frac.dtype, device=frac.device)
+        turns = (frac.unsqueeze(-2) - frac.unsqueeze(-3)).unsqueeze(-1) * rate  # (B, N, N, 3, harmonics)
+        sines, cosines = turns.sin(), turns.cos()
+        pairs = torch.cat([sines.flatten(-2), cosines.flatten(-2)], -1)
+        weight = (real / count).to(frac.dtype)
+        message = pairs
+        for layer in self.layers:
+            h, message = layer(h, pairs, weight)
+        h = self.norm(h)
+        pull = self.force(message).unflatten(-1, (self.outputs, _FORCE_HARMONICS))
+        tangent = torch.einsum("bj,bijok,bijak->bioa", weight, pull, sines[..., :_FORCE_HARMONICS])
+        tangent = tangent + self.frac_head(h).unflatten(-1, (self.outputs, 3))
+        if self.centred:
+            tangent = tangent - torch.einsum("bi,bioa->boa", weight, tangent).unsqueeze(1)
+        pooled = torch.einsum("bi,biw->bw", weight, h)
+        most = h.masked_fill(~real.unsqueeze(-1), -torch.inf).amax(-2)
+        return {
+            "frac": self._frac(tangent, frac, belief),
+            "species": self.species_head(h),
+            "lattice": self._lattice(self.lattice_head(torch.cat([pooled, most], -1)), numbers, x["lattice"]),
+        }
+
+    def _frac(self, tangent: Tensor, frac: Tensor, belief: Tensor | None) -> Tensor:
+        if belief is not None:  # the data point itself, from the mean
+            return (frac + tangent.squeeze(-2) * _spread(belief)).remainder(1)
+        tangent = self.frac_scale * tangent
+        return tangent if self.outputs > 1 else tangent.squeeze(-2)
+
+    def _lattice_numbers(self, lattice: Tensor) -> Tensor:
+        """The six numbers of log G, standardised."""
+        log = matrix_log(lattice.double())
+        numbers = torch.einsum("bij,kij->bk", log, self.basis.double())
+        return (numbers - self.lattice_mean) / self.lattice_scale
+
+    def _lattice(self, numbers: Tensor, standard: Tensor, lattice: Tensor) -> Tensor:
+        if self.lattice_endpoint:  # the data point itself, from the mean
+            numbers = self.lattice_mean + self.lattice_scale * (standard + numbers)
+            return matrix_exp(torch.einsum("bk,kij->bij", numbers, self.basis))
+        u = torch.einsum("bk,kij->bij", self.lattice_scale * numbers, self.basis)
+        if not self.affine:
+            return u
+        root = torch.linalg.cholesky_ex(lattice)[0]
+        return root @ u @ root.mT
+
+    def _time(self, t: Tensor) -> Tensor:
+        """``(..., time_features)``: the time, and how little is left on a logarithmic scale, in waves."""
+        half = self.config.time_features // 4
+        left = (1 - t + 3e-3).log() / 5.8 + 1  # 0 to 1
+        rate = math.pi * 2 ** torch.arange(half, dtype=t.dtype, device=t.device)
+        waves = torch.cat([t.unsqueeze(-1) * rate, left.unsqueeze(-1) * rate], -1)
+        return torch.cat([waves.sin(), waves.cos()], -1)
+
+    def _start(self, cond: Any, count: Tensor) -> Tensor:
+        """1 where the flow starts from a prototype, 0 where from noise, ``(B, 1)``."""
+        given = cond.get("prototype") if isinstance(cond, dict) else None
+        return torch.zeros_like(count) if given is None else given.to(count).reshape(-1, 1)
+
+
+_FORCE_HARMONICS = 4
+
+
+class _Messages(nn.Module):
+    """One round: every atom hears from all atoms, itself among them, and changes by what it heard."""
+
+    def __init__(self, width: int, pair_size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.ends = nn.Linear(width, 2 * width)
+        self.pair = nn.Linear(pair_size, width, bias=False)
+        self.message = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.update = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, h: Tensor, pairs: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """``h`` ``(B, N, W)``, ``pairs`` ``(B, N, N, P)``, ``weight`` ``(B, N)`` of a mean over real atoms."""
+        normed = self.norm(h)
+        to, of = self.ends(normed).chunk(2, -1)
+        message = self.message(to.unsqueeze(-2) + of.unsqueeze(-3) + self.pair(pairs))
+        heard = (weight.unsqueeze(1).unsqueeze(1) @ message).squeeze(-2)
+        return h + self.update(torch.cat([normed, heard], -1)), message
+
+
+def _per_node(t: Tensor, species: Tensor) -> Tensor:
+    return t if t.ndim == 2 else t.unsqueeze(-1).expand(species.shape)
+
+
+def _spread(concentration: Tensor) -> Tensor:
+    """About the standard deviation, in turns, of a von Mises law of this concentration; that of the uniform law at 0."""
+    return 0.29 / (1 + 3.3 * concentration).sqrt()
+
+
+def _belief_features(concentration: Tensor) -> Tensor:
+    log = (concentration + 0.05).log()
+    return torch.cat([0.3 * log, (0.7 * log).sin(), (0.7 * log).cos()], -1)
+
+
+def _element_facts() -> Tensor:
+    """What is known of the elements, by species number, and zeros for the mask token: ``(ELEMENTS + 1, facts)``."""
+    period, group = period_and_group()
+    negative = np.where(np.isnan(ELECTRONEGATIVITY), 0.0, ELECTRONEGATIVITY - 1.8)
+    numbers = [COVALENT - 1.5, ATOMIC - 1.5, negative, (period - 4) / 2, (group - 9) / 5]
+    parts = [np.stack(numbers, -1), np.eye(7)[period - 1], np.eye(18)[group - 1]]
+    table = np.concatenate([np.concatenate(parts, -1), np.zeros((1, 30))])
+    return torch.as_tensor(table, dtype=torch.float32)

@@ -1,0 +1,114 @@
+"""What ``manifoldflow train crystals`` runs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import manifoldflow as mf
+from manifoldflow.tasks.common.runs import command_line, run_folder
+from manifoldflow.tasks.crystals.batches import state_of, training_batches
+from manifoldflow.tasks.crystals.flow import CrystalConfig, Method, build
+from manifoldflow.tasks.crystals.sources import LogNormalCells
+from manifoldflow.tasks.crystals.splits import split_by_formula
+from manifoldflow.tasks.crystals.store import CrystalDataset
+from manifoldflow.tasks.crystals.structure import Crystals
+from manifoldflow.training import TrainConfig, fit
+
+TRAINING = TrainConfig(max_steps=5000, learning_rate=1e-3, ema=0.998, decay=0.4, validate_every=1000)
+
+
+def train(
+    data: str,
+    out: str | None = None,
+    method: Method | None = None,
+    model: CrystalConfig = CrystalConfig(),  # noqa: B008 - read, never changed
+    training: TrainConfig = TRAINING,
+    batch: int = 64,
+    max_pairs: int = 6400,
+    most_atoms: int = 20,
+    val: float = 0.1,
+    test: float = 0.2,
+    init: str | None = None,
+    resume: bool = False,
+) -> None:
+    """Train a crystal flow: structure prediction, de novo generation, or both in one model.
+
+    Crystals are held back by reduced formula, so polymorphs stay on one side; the test part is never seen.
+
+    Args:
+        data: set made by `manifoldflow prepare crystals`, or a file of structures (a table with a column of CIFs, gzip or not).
+        out: folder of the run; `runs/crystals/DATA` by default.
+        method: how positions are generated: geodesic (flow matching), diffusion, interpolant or bayesian; short for
+            `--model.method`.
+        model: the flow and its network. `--model.given_species 1` learns structure prediction alone, 0 de novo generation
+            alone, between them both in one model.
+        training: the optimiser, the schedule and the devices.
+        batch: crystals in a batch, at most.
+        max_pairs: pairs of atoms in a batch, padding included; what time and memory grow with.
+        most_atoms: leave out crystals with more atoms.
+        val: share of the formulas for the validation loss.
+        test: share of the formulas held back for `evaluate`.
+        init: checkpoint (file, run folder or name) to start from instead of random weights; its model configuration is used.
+        resume: continue the run in `out`, or start it if there is none.
+    """
+    torch.manual_seed(training.seed)
+    parts, counts = load_parts(data, val, test, most_atoms)
+    crystals, held = parts
+    if init is None:
+        source = LogNormalCells.fit(state_of(crystals)["lattice"])
+        chosen = replace(model, method=method or model.method, cell_mean=source.mean, cell_scale=source.scale)
+        flow = build(chosen)
+    else:
+        flow = mf.load(init).train()
+    folder = Path(out) if out else run_folder("crystals", Path(data).name.split(".")[0])
+    facts: dict[str, Any] = {
+        "command": command_line(),
+        "data": Path(data).name,
+        "init": init,
+        "split": [val, test],
+        **counts,
+    }
+    rows = torch.arange(len(held.mask))
+    checks = [_batch(held, part) for part in rows.split(batch)] if len(rows) else None
+    fit(
+        flow,
+        training_batches(crystals, batch, max_pairs, training.seed),
+        training,
+        out=folder,
+        validation=checks,
+        resume=resume,
+        facts=facts,
+    )
+    print(
+        f"wrote {folder}/model.safetensors; try: manifoldflow sample crystals --checkpoint {folder} --formula NaCl --out made/"
+    )
+
+
+def load_parts(
+    data: str | Path, val: float, test: float, most_atoms: int
+) -> tuple[tuple[Crystals, Crystals], dict[str, int]]:
+    """The training and validation crystals of a set, each one padded batch, and how many there are of what.
+
+    Raises:
+        ValueError: no crystal is left for training.
+    """
+    dataset = CrystalDataset(data)
+    split = split_by_formula(dataset.formulas, val, test)
+
+    def small(rows: torch.Tensor) -> Sequence[int]:
+        return [i for i in rows.tolist() if dataset.lengths[i] <= most_atoms]
+
+    train_rows, val_rows = small(split.train), small(split.val)
+    if not train_rows:
+        raise ValueError(f"{data}: no crystal of at most {most_atoms} atoms is left for training")
+    counts = {"crystals": len(train_rows), "validation_crystals": len(val_rows), "test_crystals": len(split.test)}
+    train_part = dataset.batch(train_rows)
+    return (train_part, dataset.batch(val_rows) if val_rows else train_part.rows(slice(0, 0))), counts
+
+
+def _batch(crystals: Crystals, rows: torch.Tensor) -> dict[str, Any]:
+    some = crystals.rows(rows)
+    return {"x": state_of(some), "mask": some.mask}
