@@ -280,13 +280,24 @@ class Wrong(gf.Hypergrid):
             action = torch.where(torch.rand(len(action)) < 0.5, action, 2)
         return super().step(x, action)
 
+    def is_done(self, x):
+        done = super().is_done(x)
+        return done | (x["place"].sum(-1) >= 4) if self.kind == "wrong done" else done
+
     def undo(self, x, action):
         before = super().undo(x, action)
+        if self.kind == "reward of a non-terminal":  # the object's mark stays when its stop is undone
+            before = {**before, "done": x["done"]}
         return {**before, "place": before["place"].roll(1, -1)} if self.kind == "undo" else before
 
     def log_reward(self, x):
         value = super().log_reward(x)
+        if self.kind == "reward of the batch":
+            value = value - value.mean()
         return value / 0 * 0 if self.kind == "reward" else value
+
+    def log_partial_reward(self, x):
+        return self.log_reward(x) + (self.kind == "partial reward")
 
 
 @pytest.mark.parametrize(
@@ -294,6 +305,10 @@ class Wrong(gf.Hypergrid):
     [
         ("illegal action", "leaves the state as it is"),
         ("done acts", "allows an action of a state that is done"),
+        ("wrong done", "allows an action of a state that is done"),
+        ("reward of a non-terminal", "undo does not lead back|has a reward, but is no end"),
+        ("reward of the batch", "depends on what else is in the batch"),
+        ("partial reward", "log_partial_reward of an object is not"),
         ("backward mismatch", "backward_mask forbids"),
         ("random step", "not deterministic"),
         ("horizon", "too short"),

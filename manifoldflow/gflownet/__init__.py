@@ -5,6 +5,7 @@ from manifoldflow.gflownet.env import Env, check_env
 from manifoldflow.gflownet.exact import Enumeration, enumerate_env
 from manifoldflow.gflownet.gflownet import GFlowNet, Mlp
 from manifoldflow.gflownet.hypergrid import Hypergrid
+from manifoldflow.gflownet.ising import Ising
 from manifoldflow.gflownet.kernels import BackwardPolicy, ForwardPolicy
 from manifoldflow.gflownet.losses import (
     Scores,
@@ -14,14 +15,19 @@ from manifoldflow.gflownet.losses import (
     trajectory_balance,
 )
 from manifoldflow.gflownet.matching import flow_matching
+from manifoldflow.gflownet.metrics import modes_found, rank_correlation, top_mean, unique
 from manifoldflow.gflownet.replay import Replay
 from manifoldflow.gflownet.reward import BudgetSpent, Reward, RewardError, RewardTimeout
 from manifoldflow.gflownet.rollout import Rollout
 from manifoldflow.gflownet.search import LocalSearch
+from manifoldflow.gflownet.sequences import BitSequences, Sequences
+from manifoldflow.gflownet.sets import ItemSets
+from manifoldflow.gflownet.steps import WrappedSteps
 
 __all__ = [
     "BackwardPolicy",
     "Balance",
+    "BitSequences",
     "BudgetSpent",
     "DriftedWalk",
     "Enumeration",
@@ -29,6 +35,8 @@ __all__ = [
     "ForwardPolicy",
     "GFlowNet",
     "Hypergrid",
+    "Ising",
+    "ItemSets",
     "LocalSearch",
     "Mlp",
     "PinnedBridge",
@@ -38,11 +46,17 @@ __all__ = [
     "RewardTimeout",
     "Rollout",
     "Scores",
+    "Sequences",
+    "WrappedSteps",
     "check_env",
     "detailed_balance",
     "enumerate_env",
     "flow_matching",
     "log_partition_variance",
+    "modes_found",
+    "rank_correlation",
     "subtrajectory_balance",
+    "top_mean",
     "trajectory_balance",
+    "unique",
 ]

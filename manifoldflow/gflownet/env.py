@@ -167,11 +167,15 @@ def check_env(env: Any, *, trajectories: int = 256, seed: int = 0) -> None:
         assert back.shape == mask.shape, f"backward_mask has shape {tuple(back.shape)}"
         _none(~back.gather(1, a.unsqueeze(1)).squeeze(1) & moved, "backward_mask forbids the action that led here", y)
         _none(~env.same(env.hold(done, x, env.undo(y, a)), x) & moved, "undo does not lead back", y)
-        _none((env.action(x, y) != a) & moved, "action(x, y) is not the action that led from x to y", x)
+        # Two actions may lead to one state (prepend or append an A to AA): action names one of them.
+        found = torch.where(moved, env.action(x, y), 0)
+        taken = env.same(env.hold(done, y, env.step(x, found)), y) & mask.gather(1, found.unsqueeze(1)).squeeze(1)
+        _none(~taken & moved, "action(x, y) is not an action that leads from x to y", x)
         for b in range(env.actions):  # every other way here is a way here
             able = back[:, b] & moved
             every = torch.full_like(a, b)
             before = env.hold(~able, x, env.undo(y, every))
+            _none(able & env.is_done(before), f"the state before action {b} is done: it has a reward, but is no end", y)
             allowed = env.forward_mask(before)[:, b]
             _none(able & ~allowed, f"undoing action {b}, which backward_mask allows, leads to where it is forbidden", y)
             _none(able & ~env.same(env.hold(~able, y, env.step(before, every)), y), f"step does not redo action {b}", y)
@@ -180,6 +184,13 @@ def check_env(env: Any, *, trajectories: int = 256, seed: int = 0) -> None:
     value = env.log_reward(x)
     assert value.shape == (trajectories,), f"log_reward has shape {tuple(value.shape)}, expected ({trajectories},)"
     _none(value.isnan() | (value == torch.inf), "log_reward is NaN or infinite", x)
+    few = map_state(lambda v: v[: trajectories // 2], x)
+    alone = env.log_reward(few)
+    off = (alone - value[: len(alone)]).nan_to_num(0.0).abs()
+    _none(off > 1e-4 * (1 + alone.abs()), "log_reward depends on what else is in the batch", few)
+    if isinstance(env, Env) and type(env).log_partial_reward is not Env.log_partial_reward:
+        off = (env.log_partial_reward(x) - value).nan_to_num(0.0).abs()
+        _none(off > 1e-4 * (1 + value.abs()), "log_partial_reward of an object is not its log_reward", x)
     seen = env.observe(x)
     assert seen.shape == (trajectories, env.observed), f"observe has shape {tuple(seen.shape)}"
 
