@@ -3,11 +3,13 @@
 from importlib import import_module
 from typing import Any
 
-VERBS = {"train": "train_command"}
+VERBS = {"prepare": "prepare_command", "train": "train_command", "evaluate": "evaluate_command"}
 """Function of each verb -> the module of this package that has it, imported when it is asked for."""
 
 EXAMPLES = {
+    "prepare": "manifoldflow prepare crystals --data structures/ --out data/crystals-set",
     "train": "manifoldflow train crystals --data perov_5.csv.gz --method geodesic --out runs/perov",
+    "evaluate": "manifoldflow evaluate crystals --reference structures.csv.gz --rule substitute --num 5",
 }
 BUILDERS = ("manifoldflow.tasks.crystals.flow:build",)
 """What checkpoints of this task may be built by."""
