@@ -225,12 +225,12 @@ def substitute(
     for i, formula in enumerate(own):
         of_formula[formula].append(i)
     result = []
-    for formula in formulas:
+    for wanted in formulas:
         forbidden = np.zeros(len(own), bool)
         if hold_back:
-            numbers, counts = np.unique(_unit(_species(formula)), return_counts=True)
+            numbers, counts = np.unique(_unit(_species(wanted)), return_counts=True)
             forbidden[of_formula.get(formula_of(zip(numbers.tolist(), counts.tolist(), strict=True)), [])] = True
-        result.append(rule.candidates(formula, num, forbidden))
+        result.append(rule.candidates(wanted, num, forbidden))
     return result
 
 

@@ -139,20 +139,16 @@ def judge(
 
 def prediction_table(judged: Sequence[Judged]) -> tuple[list[str], list[list[str]], list[str]]:
     """Columns, rows and notes of the table of structure prediction."""
-    columns = ["method", "samples"]
-    for matcher in MATCHERS:
-        columns += [f"{matcher.name} match %", "RMSE", "cRMSE"]
-    columns.append("METRe %")
+    columns = ["method", "best of", "matcher", "match %", "RMSE", "cRMSE", "METRe %"]
     rows = []
     for item in judged:
         for first in shown(item.rms.shape[1]):
-            row = [item.method, str(first)]
-            for k in range(len(MATCHERS)):
+            for k, matcher in enumerate(MATCHERS):
                 n = item.numbers(first, k)
-                row += [f"{100 * n['match']:.1f} ({100 * n['match_low']:.1f}-{100 * n['match_high']:.1f})"]
-                row += ["-" if np.isnan(n["rmse"]) else f"{n['rmse']:.3f}", f"{n['crmse']:.3f}"]
-            metre = item.numbers(first, 0).get("metre")
-            rows.append([*row, "" if metre is None else f"{100 * metre:.1f}"])
+                match = f"{100 * n['match']:.1f} ({100 * n['match_low']:.1f}-{100 * n['match_high']:.1f})"
+                distances = ["-" if np.isnan(n["rmse"]) else f"{n['rmse']:.3f}", f"{n['crmse']:.3f}"]
+                metre = f"{100 * n['metre']:.1f}" if "metre" in n else ""
+                rows.append([item.method, str(first), matcher.name, match, *distances, metre])
     notes = [f"{m.name}: StructureMatcher stol {m.stol:g}, angle {m.angle_tol:g}, ltol {m.ltol:g}" for m in MATCHERS]
     notes.append(
         "cRMSE: a structure without a match counts 0.5. RMSE is over matches only: both may fall when samples improve"

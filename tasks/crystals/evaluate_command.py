@@ -17,7 +17,7 @@ from manifoldflow.tasks.crystals.matching import best_of
 from manifoldflow.tasks.crystals.metrics import composition_of, geometry
 from manifoldflow.tasks.crystals.reading import Rejected, load_crystals
 from manifoldflow.tasks.crystals.splits import split_by_formula
-from manifoldflow.tasks.crystals.store import CrystalDataset, is_prepared
+from manifoldflow.tasks.crystals.store import CrystalDataset, find_set, is_prepared
 from manifoldflow.tasks.crystals.structure import Crystal
 
 
@@ -142,9 +142,10 @@ def evaluate(
 
 
 def _load(source: str, column: str | None, name: str | None) -> tuple[list[Crystal], list[Rejected]]:
-    if is_prepared(source):
-        return list(CrystalDataset(source)), []
-    crystals, rejected = load_crystals(source, column=column, name=name)
+    path = find_set(source)
+    if is_prepared(path):
+        return list(CrystalDataset(path)), []
+    crystals, rejected = load_crystals(path, column=column, name=name)
     if not crystals:
         raise ValueError(f"{source}: no structure can be used; the first reason: {rejected[0] if rejected else 'none'}")
     return crystals, rejected

@@ -138,8 +138,8 @@ def structure_fingerprints(crystals: Sequence[Crystal]) -> NDArray[np.float64]:
     """What surrounds the atoms of each crystal, ``(B, 50)``.
 
     Ours, not CrystalNN of matminer (which is no dependency, and which its authors' cut-offs are for): around every atom the
-    number of atoms by distance in units of the cube root of the volume per atom, smoothed with a Gaussian; mean over atoms of the square
-    root, and its deviation. It does not know which elements there are, like the published one.
+    number of atoms by distance in units of the cube root of the volume per atom, smoothed with a Gaussian; mean over atoms of
+    the square root, and its deviation. It does not know which elements there are, like the published one.
     """
     return np.array([_around(crystal) for crystal in crystals]).reshape(-1, 50)
 

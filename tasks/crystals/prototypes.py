@@ -6,6 +6,7 @@ The cell of every prototype is scaled until the closest contact is the sum of th
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -225,3 +226,34 @@ def assign(species: Iterable[int], prototype: Prototype) -> dict[str, list[int]]
     anions, rest = some[: counts.get("X", 0)], some[counts.get("X", 0) :]
     rest.sort(key=lambda s: (-COVALENT[s], s))
     return {"X": anions, "A": rest[: counts.get("A", 0)], "B": rest[counts.get("A", 0) :]}
+
+
+def make_embedded(path: str | Path = "data/crystals/prototypes.csv.gz") -> Path:
+    """Write the generated set as the table that ships with the library: ``python -m manifoldflow.tasks.crystals.prototypes``."""
+    import csv
+    import gzip
+    import io
+
+    from manifoldflow.files import write_bytes
+    from manifoldflow.tasks.crystals.writing import cif_text
+
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["material_id", "prototype", "space_group_number", "formula", "cif"])
+    for crystal in generated():
+        kind = crystal.labels["prototype"]
+        table.writerow([crystal.name, kind, NAMED[kind].number, crystal.formula, cif_text(crystal)])
+    return write_bytes(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def embedded() -> Path:
+    """Where the generated set lies: 27 structure types over families of elements, as a table of CIFs."""
+    import manifoldflow
+
+    package = Path(manifoldflow.__file__).resolve().parent
+    inside = package / "data" / "crystals" / "prototypes.csv.gz"
+    return inside if inside.is_file() else package.parent / "data" / "crystals" / "prototypes.csv.gz"
+
+
+if __name__ == "__main__":
+    print(make_embedded())

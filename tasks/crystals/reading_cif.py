@@ -110,7 +110,10 @@ def parse_cif(text: str) -> list[Block]:
             at, loops = at + 1, loops + 1
             tags = []
             while at < len(tokens) and not tokens[at][1] and tokens[at][0].startswith("_"):
-                tags.append(_tag(tokens[at][0]))
+                tag = _tag(tokens[at][0])
+                if tags and tag.split("_")[1:2] != tags[0].split("_")[1:2]:
+                    break  # another category: the loop had no values at all
+                tags.append(tag)
                 at += 1
             values = []
             while at < len(tokens) and (tokens[at][1] or not _is_syntax(tokens[at][0])):

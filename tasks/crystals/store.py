@@ -11,6 +11,7 @@ from manifoldflow.tasks.common.store import FolderWriter, read_folder_index
 from manifoldflow.tasks.crystals.structure import Crystal, Crystals, collate
 
 FORMAT_VERSION = 1
+NAMED_SETS = ("perov_5", "mp_3dsc_20", "mp_40", "carbon_24")
 
 
 class CrystalWriter(FolderWriter):
@@ -46,8 +47,8 @@ class CrystalDataset(Sequence[Crystal]):
     """A prepared set, or a list of crystals, by row.
 
     Args:
-        source: folder of a prepared set (its arrays are mapped, not read), a file of structures (read and Niggli-reduced), or
-            crystals.
+        source: folder of a prepared set (its arrays are mapped, not read), a file of structures (read and Niggli-reduced), the
+            name of a set (see :func:`find_set`), or crystals.
 
     Raises:
         FileNotFoundError: there is no such set or file.
@@ -56,6 +57,8 @@ class CrystalDataset(Sequence[Crystal]):
 
     def __init__(self, source: str | Path | Iterable[Crystal]) -> None:
         self._list: list[Crystal] | None = None
+        if isinstance(source, (str, Path)):
+            source = find_set(source)
         if not isinstance(source, (str, Path)):
             self._list = list(source)
         elif not is_prepared(source):
@@ -122,6 +125,23 @@ class CrystalDataset(Sequence[Crystal]):
             known = sorted({k for d in self.labels[:100] for k, v in d.items() if isinstance(v, (int, float))})
             raise ValueError(f"no crystal has the label {key!r}; there are {', '.join(known) or 'none'}")
         return values
+
+
+def find_set(source: str | Path) -> Path:
+    """The path of a set: itself, or of ``prototypes`` (generated, ships with the library), or of ``perov_5``, ``mp_3dsc_20``,
+    ``mp_40`` and ``carbon_24`` in the shared data."""
+    path = Path(source)
+    if path.exists() or path.parent != Path("."):
+        return path
+    if path.name == "prototypes":
+        from manifoldflow.tasks.crystals.prototypes import embedded
+
+        return embedded()
+    if path.name in NAMED_SETS:
+        from manifoldflow.tasks.common.files import find_shared
+
+        return find_shared(f"crystals/{path.name}.csv.gz")
+    return path
 
 
 def is_prepared(path: str | Path) -> bool:
