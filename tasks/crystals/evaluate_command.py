@@ -10,8 +10,7 @@ from manifoldflow.files import write_json
 from manifoldflow.tasks.common.files import write_csv
 from manifoldflow.tasks.common.splits import chosen_rows
 from manifoldflow.tasks.common.tables import plural, show
-from manifoldflow.tasks.crystals import baselines
-from manifoldflow.tasks.crystals.baselines import RULES, Rule
+from manifoldflow.tasks.crystals.baselines import RULES, Rule, predict
 from manifoldflow.tasks.crystals.evaluate import MATCHERS, Judged, judge, judge_set, prediction_table, set_rows
 from manifoldflow.tasks.crystals.matching import best_of
 from manifoldflow.tasks.crystals.metrics import composition_of, geometry
@@ -108,14 +107,12 @@ def evaluate(
         made[Path(samples).name] = _paired(found, truth)
         measured = judge_set(found, truth, known if data is not None else None, workers=workers, timeout=timeout)
     elif rule is None:
-        predict = import_module("manifoldflow.tasks.crystals.sampling").predict  # the model, late: rules need none
+        model = import_module("manifoldflow.tasks.crystals.sampling")  # late: rules need none
         word = Path(checkpoint).name if checkpoint is not None else "embedded model"
-        made[word] = predict(checkpoint, [c.species.tolist() for c in truth], num, steps=steps, seed=seed)
+        made[word] = model.predict(checkpoint, [c.species.tolist() for c in truth], num, steps=steps, seed=seed)
     rules: tuple[Rule, ...] = (rule,) if rule is not None else RULES if beside else ()
     for each in rules:
-        made[f"rule: {each}"] = baselines.predict(
-            each, [c.species.tolist() for c in truth], num, known=known, seed=seed
-        )
+        made[f"rule: {each}"] = predict(each, [c.species.tolist() for c in truth], num, known=known, seed=seed)
     is_paired = False
     for method, candidates in made.items():
         if any(candidates):

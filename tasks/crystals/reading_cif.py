@@ -108,7 +108,7 @@ def parse_cif(text: str) -> list[Block]:
             at += 1
         elif not quoted and lower == "loop_":
             at, loops = at + 1, loops + 1
-            tags = []
+            tags: list[str] = []
             while at < len(tokens) and not tokens[at][1] and tokens[at][0].startswith("_"):
                 tag = _tag(tokens[at][0])
                 if tags and tag.split("_")[1:2] != tags[0].split("_")[1:2]:
