@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.coupling import Coupling
-from manifoldflow.field import Field, nodes_of
+from manifoldflow.field import Field, edges_of_pairs, nodes_of, pairs_of_edges
 from manifoldflow.paths.base import Path, Source
 from manifoldflow.paths.schedule import Schedule
 from manifoldflow.state import State, expand_mask, fields, first_tensor, float_dtype, like, map_state, where_mask
@@ -286,12 +286,15 @@ def _everything(flow: Noised, name: str, value: Tensor) -> Tensor:
 
 
 def _extended(flow: Noised, name: str, value: Tensor, extra: int) -> Tensor:
-    """Known nodes, followed by ``extra`` free ones that hold the origin; pairs grow along both axes, graphs not at all."""
+    """Known nodes, followed by ``extra`` free ones that hold the origin; pairs grow along both axes, edges
+    with their matrix, graphs not at all."""
     per, space = flow.fields[name].per, flow.path[name].space
     if per == "graph":
         return value
+    if per == "edge":
+        value = pairs_of_edges(value)
     for axis in (1,) if per == "node" else (1, 2):
         shape = list(value.shape[: value.ndim - space.event_ndim])
         shape[axis] = extra
         value = torch.cat([value, space.origin(tuple(shape), dtype=value.dtype, device=value.device)], axis)
-    return value
+    return edges_of_pairs(value) if per == "edge" else value

@@ -2,7 +2,7 @@
 
 from manifoldflow import guidance, nn
 from manifoldflow.checkpoint import load, save
-from manifoldflow.coupling import Align, Independent, MinibatchOT, kabsch
+from manifoldflow.coupling import Align, Independent, MinibatchOT, Permute, kabsch
 from manifoldflow.discrete import Counts, Tokens
 from manifoldflow.distributions import (
     IGSO3,
@@ -43,6 +43,7 @@ from manifoldflow.paths import (
     BridgeNoise,
     BumpNoise,
     Cosine,
+    Diffusion,
     DirichletPath,
     Exponential,
     GaussianBayes,
@@ -60,12 +61,15 @@ from manifoldflow.paths import (
     SphericalBridge,
     StochasticInterpolant,
     UniformJump,
+    VarianceExploding,
+    VariancePreserving,
     WrappedDiffusion,
 )
 from manifoldflow.sampling import (
     SDE,
     Adaptive,
     Move,
+    PredictorCorrector,
     RandomWalk,
     Trajectory,
     linear_grid,
@@ -95,6 +99,7 @@ __all__ = [
     "Checkerboard",
     "Cosine",
     "Counts",
+    "Diffusion",
     "Dirichlet",
     "DirichletPath",
     "Euclidean",
@@ -120,8 +125,10 @@ __all__ = [
     "Path",
     "PathPoint",
     "PeriodicBayes",
+    "Permute",
     "PoincareBall",
     "Polynomial",
+    "PredictorCorrector",
     "Premetric",
     "RandomWalk",
     "ReflectedNormal",
@@ -137,6 +144,8 @@ __all__ = [
     "Uniform",
     "UniformJump",
     "UnitQuaternion",
+    "VarianceExploding",
+    "VariancePreserving",
     "VonMisesFisher",
     "WrappedDiffusion",
     "WrappedNormal",

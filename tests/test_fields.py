@@ -95,7 +95,7 @@ def test_shapes_follow_what_a_field_is_per():
     with pytest.raises(ValueError, match="pairs needs sets"):
         flow.sample(4)
     with pytest.raises(ValueError, match="per must be"):
-        mf.Field(mf.Torus(2), per="edge")
+        mf.Field(mf.Torus(2), per="loop")
 
 
 @pytest.mark.parametrize("junk", [0.0, 7.0, float("nan")])

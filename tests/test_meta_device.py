@@ -364,3 +364,35 @@ def test_the_flow_of_densities_runs_on_the_device(manifold, features):
         )
         flow = build(config)
         train_and_sample(flow, flow.spaces.origin((B,), device=META), methods=["euler", "rk4"], shape=(B,))
+
+
+# ---------------------------------------------------------------- molecules and graphs
+
+
+def test_molecules_in_three_dimensions_train_and_sample_without_a_loop_over_them():
+    from manifoldflow.tasks.molecules.three_d import ThreeDConfig, build
+
+    flow = build(ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1))
+    x1 = {"pos": torch.zeros(B, N, 3, device=META), "kind": tokens(), "charge": tokens(), "bond": tokens(B, 3)}
+    train_and_sample(flow, x1, mask=mask_of(B, N), methods=["euler", mf.Jumps(corrector=1.0, temperature=0.5)])
+
+
+@pytest.mark.parametrize("method", ["jumps", "gdss"])
+def test_graphs_train_and_sample_without_a_loop_over_them(method):
+    from manifoldflow.tasks.molecules.graphs import GraphConfig, build
+
+    flow = build(GraphConfig(method=method, width=8, edge_width=8, depth=1))
+    x1 = {"node": tokens(), "edge": tokens(B, 3)}
+    if method == "gdss":
+        x1 = {"node": torch.zeros(B, N, 8, device=META), "edge": torch.zeros(B, 3, 1, device=META)}
+    train_and_sample(flow, x1, mask=mask_of(B, N), methods=["euler"])
+    if method == "gdss":
+        kernel = mf.PredictorCorrector(flow, mf.SDE(mf.VariancePreserving().reverse))
+        start = flow.draw_source((B, N), mask=mask_of(B, N))
+        check(mf.simulate(kernel, start, [0.0, 0.5, 1.0], mask=mask_of(B, N)), "a corrected sample")
+
+
+def test_points_are_permuted_and_turned_without_a_loop_over_sets():
+    space = mf.Centered(mf.Euclidean(3))
+    x = torch.zeros(B, 5, 3, device=META)
+    check(mf.Permute(align=mf.Align(), rounds=2)(x, x, spaces=space, mask=mask_of(B, 5)), "a permuted set")

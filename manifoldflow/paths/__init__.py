@@ -2,6 +2,7 @@
 
 from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point, Source
 from manifoldflow.paths.birth_death import BirthDeath
+from manifoldflow.paths.diffusion import Diffusion, VarianceExploding, VariancePreserving
 from manifoldflow.paths.dirichlet import DirichletPath
 from manifoldflow.paths.dirichlet_field import dirichlet_speed
 from manifoldflow.paths.gaussian_bayes import GaussianBayes
@@ -23,6 +24,7 @@ __all__ = [
     "BridgeNoise",
     "BumpNoise",
     "Cosine",
+    "Diffusion",
     "DirichletPath",
     "Exponential",
     "GaussianBayes",
@@ -45,6 +47,8 @@ __all__ = [
     "SphericalBridge",
     "StochasticInterpolant",
     "UniformJump",
+    "VarianceExploding",
+    "VariancePreserving",
     "WrappedDiffusion",
     "dirichlet_speed",
 ]

@@ -2,6 +2,7 @@
 
 from manifoldflow.sampling.adaptive import Adaptive
 from manifoldflow.sampling.base import Kernel, Trajectory, trajectory_log_prob
+from manifoldflow.sampling.corrector import PredictorCorrector
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.kernels import OdeKernel, RandomWalk, ode_kernel
 from manifoldflow.sampling.likelihood import divergence
@@ -19,6 +20,7 @@ __all__ = [
     "Kernel",
     "Move",
     "OdeKernel",
+    "PredictorCorrector",
     "RandomWalk",
     "SDEKernel",
     "Trajectory",
