@@ -10,6 +10,7 @@ Nothing heavy is imported until a task is needed.
 import argparse
 import difflib
 import inspect
+import keyword
 import os
 import re
 import sys
@@ -173,9 +174,12 @@ def _run(function: Callable[..., Any], prog: str, example: str, words: list[str]
 
 
 def _underscored(word: str) -> str:
-    """``--batch-size`` is ``--batch_size``."""
+    """``--batch-size`` is ``--batch_size``; ``--from``, which no parameter can be called, is ``--from_``."""
     name, equals, value = word.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value if name.startswith("--") else word
+    if not name.startswith("--"):
+        return word
+    option = name[2:].replace("-", "_")
+    return f"--{option}{'_' * keyword.iskeyword(option)}{equals}{value}"
 
 
 def _parse_message(error: argparse.ArgumentError, parser: "jsonargparse.ArgumentParser") -> str:
