@@ -105,6 +105,10 @@ TARGETS: dict[str, Callable[[], Target]] = {}
 """Functions that make the targets by name: a target is made when it is asked for."""
 
 
+GENERATORS: dict[str, str] = {}
+"""Boltzmann generators by target: ``"module:function"`` of ``function(out=, resume=, seed=)``, imported when asked for."""
+
+
 def target(make: Callable[[], Target]) -> Callable[[], Target]:
     """Register a target under the name of the function that makes it."""
     TARGETS[make.__name__] = make
