@@ -95,6 +95,7 @@ class ControlledWalk(nn.Module):
         cond: Any = None,
         generator: torch.Generator | None = None,
         wider: float = 0.0,
+        scored: bool = False,
     ) -> Move:
         """One step, with noise that is wider by a share for exploration; the carry gathers the guides, so that scoring asks the
         energy nothing twice."""
@@ -109,7 +110,9 @@ class ControlledWalk(nn.Module):
             scale = deviation if deviation.ndim == noise.ndim else expand_mask(deviation, noise)
             u = (1 + wider) * scale * noise
             out[n] = space.exp(v, u if mean is None else mean + u)
-        return Move(like(out, x), carry if guide is None else (*carry, guide))
+        y = like(out, x)
+        gained = log_steps(self.reference.spaces, x, law, y) if scored else None
+        return Move(y, carry if guide is None else (*carry, guide), gained)
 
     def log_prob(self, x: State, y: State, t: Tensor, s: Tensor, **given: Any) -> Tensor:
         """Log-density of a given step, ``(B,)``."""
@@ -293,17 +296,19 @@ class DiffusionSampler(Balance):
 
     # ---------------------------------------------------------------- trajectories
 
-    def _walk(self, size: int, generator: torch.Generator | None, wider: float = 0.0) -> Trajectory:
-        """Trajectories of the walk, with their guides."""
+    def _walk(
+        self, size: int, generator: torch.Generator | None, wider: float = 0.0, scored: bool = False
+    ) -> Trajectory:
+        """Trajectories of the walk, with their guides, and with the densities of their steps if they are to be ``scored``."""
         times: Any = self.times
         start = self.reference.start(size, generator=generator, like_=times)
-        made = simulate(_Kept(self.onward, wider), start, times, generator=generator, log_prob=True)
+        made = simulate(_Kept(self.onward, wider, scored), start, times, generator=generator, log_prob=True)
         guides = made.carry
         guide = None
         if guides:
             slope = map_state(lambda *v: torch.stack(v), *[g.slope for g in guides])
             guide = Guide(torch.stack([g.value for g in guides]), slope)
-        return Trajectory(made.states, times, None, guide)
+        return Trajectory(made.states, times, made.log_prob if scored else None, guide)
 
     @torch.no_grad()
     def led_back(self, x: State, *, generator: torch.Generator | None = None) -> Trajectory:
@@ -387,10 +392,16 @@ class DiffusionSampler(Balance):
         if not self.by_divergence:
             return {"balance": self.loss(self.scores(drawn))}
         size, seed = drawn.tolist()
-        made = self._walk(size, torch.Generator(first_tensor(self.times).device).manual_seed(seed))  # type: ignore[arg-type]
-        reward = self.energy(made.end)
-        off = gap(self.scores(Drawn(made, reward)))
+        made = self._walk(size, torch.Generator(self.log_z.device).manual_seed(seed), scored=True)
+        off = self._gap(made, self.energy(made.end))
         return {"divergence": off.mean() + 0.0 * self.log_z}
+
+    def _gap(self, made: Trajectory, reward: Tensor) -> Tensor:
+        """Minus the log-weights of trajectories that the walk itself has scored."""
+        back: Any = self.back
+        assert made.log_prob is not None
+        backward = back.log_probs_of(made.reversed()).sum(0)
+        return self.reference.log_start(made.at(0)) + made.log_prob.sum(0) - reward - backward
 
     # ---------------------------------------------------------------- use
 
@@ -410,9 +421,9 @@ class DiffusionSampler(Balance):
         """
         ends, weights = [], []
         for begin in range(0, size, chunk):
-            made = self._walk(min(chunk, size - begin), generator)
+            made = self._walk(min(chunk, size - begin), generator, scored=True)
             ends.append(made.end)
-            weights.append(-gap(self.scores(Drawn(made, self.energy(made.end)))))
+            weights.append(-self._gap(made, self.energy(made.end)))
         return WeightedEnds(map_state(lambda *v: torch.cat(v), *ends), torch.cat(weights))
 
     @torch.no_grad()
@@ -423,17 +434,17 @@ class DiffusionSampler(Balance):
 
 
 class _Kept:
-    """A walk whose steps report no probability of their own: they are scored in one pass afterwards."""
+    """A walk whose steps report their probability, or none: they are scored in one pass afterwards."""
 
-    def __init__(self, walk: Any, wider: float) -> None:
-        self.walk, self.wider = walk, wider
+    def __init__(self, walk: Any, wider: float, scored: bool) -> None:
+        self.walk, self.wider, self.scored = walk, wider, scored
 
     def start(self, x: State, **given: Any) -> Any:
         return self.walk.start(x, **given)
 
     def __call__(self, x: State, carry: Any, t: Tensor, s: Tensor, **given: Any) -> Move:
-        move = self.walk(x, carry, t, s, wider=self.wider, **given)
-        return move._replace(log_prob=first_tensor(x).new_zeros(()))
+        move = self.walk(x, carry, t, s, wider=self.wider, scored=self.scored, **given)
+        return move if self.scored else move._replace(log_prob=first_tensor(x).new_zeros(()))
 
 
 def pairs(trajectory: Trajectory) -> tuple[State, State, Tensor, Tensor, int]:

@@ -24,7 +24,7 @@ from manifoldflow.training import TrainConfig, fit
 
 BUILDER = "manifoldflow.tasks.energies.sampler:build"
 TRAINING = TrainConfig(
-    max_steps=1000, learning_rate=3e-3, weight_decay=0.0, betas=(0.9, 0.999), warmup_steps=20, schedule="cosine",
+    max_steps=400, learning_rate=3e-3, weight_decay=0.0, betas=(0.9, 0.999), warmup_steps=20, schedule="cosine",
     gradient_clip=50.0, ema=0.98, precision="32-true", log_every=25, checkpoint_every=100,
 )  # fmt: skip
 

@@ -285,6 +285,8 @@ def manywell() -> Target:
     return Target(
         "manywell", mf.Euclidean(32), log_density, scale=1.5, log_z=log_z, draw=draw, modes=modes, mode_mass=four,
         view=lambda x: x[:, [0, 2]], axes=("x0", "x2"), limits=((-3, 3), (-3, 3)),
+        settings={m: {"network": "coordinates", "width": 32, "depth": 2, "sigma": 2.0, "steps": 32, "guided": False}
+                  for m in ("pis", "dds", "tb", "vargrad")},
     )  # fmt: skip
 
 
@@ -324,7 +326,7 @@ def torsion() -> Target:
     return Target(
         "torsion", mf.Torus(2, period=2 * math.pi), lambda x: -torsion_energy(x[:, 0], x[:, 1]), scale=1.5,
         log_z=table()[1], view=view, axes=("phi", "psi"), limits=((-math.pi, math.pi),) * 2, bins=bins,
-        bin_mass=lambda: table()[0],
+        bin_mass=lambda: table()[0], settings={"tb": {"steps": 30, "sigma": 2.0}},
     )  # fmt: skip
 
 
@@ -366,6 +368,7 @@ def sphere3() -> Target:
         draw=draw,
         modes=modes, mode_mass=weight, view=view, axes=("longitude", "height"), limits=((-math.pi, math.pi), (-1, 1)),
         bins=bins, bin_mass=mass,
+        settings={"tb": {"steps": 30}},
     )  # fmt: skip
 
 
@@ -419,6 +422,7 @@ def rotations2() -> Target:
         "rotations2", space, log_density, scale=1.5, log_z=table()[1], modes=modes,
         mode_mass=tuple(weight.tolist()), view=view, axes=("first turn", "height"),
         limits=((-math.pi, math.pi), (-1, 1)), bins=bins, bin_mass=lambda: table()[0],
+        settings={"tb": {"steps": 30}},
     )  # fmt: skip
 
 

@@ -171,7 +171,7 @@ def test_the_perfect_control_samples_a_normal_with_nearly_even_weights():
         found = made.weighted(4000, generator=gen())
         shares.append(found.share)
         assert abs(found.log_z - 5.0) < 0.03
-    assert shares[1] > 0.95 > shares[0]
+    assert shares[1] > 0.92 > 0.75 > shares[0]
     assert (found.x.mean(0) - mean).abs().max() < 0.05 and (found.x.std(0) - variance**0.5).abs().max() < 0.03
 
 
@@ -217,7 +217,7 @@ def test_local_search_moves_the_buffer_towards_the_mass():
     made.replay.add(5 + torch.randn(100, 2, generator=gen()), torch.full((100,), -30.0))
     made.search(gen(1))
     fresh = made.replay.log_reward[100:]
-    assert len(fresh) == 50 * 4 and float(fresh.mean()) > -6 and float(made.search_step) > 0.1
+    assert len(fresh) == 50 * 3 and float(fresh.mean()) > -6 and float(made.search_step) > 0.1
 
 
 def test_the_buffer_prefers_the_best_and_forgets_the_oldest():
@@ -261,7 +261,7 @@ LOSSES = {
     "vargrad": ({"loss": bounded_balance(learned=False)}, Brownian),
     "dgfs": ({"loss": gf.subtrajectory_balance(1.0), "guided": True, "replayed": 0.0}, Brownian),
     "pis": ({"loss": "kl"}, Brownian),
-    "dds": ({"loss": "kl", "guided": True}, OrnsteinUhlenbeck),
+    "dds": ({"loss": "kl"}, OrnsteinUhlenbeck),
 }
 
 
@@ -281,7 +281,8 @@ def test_every_method_learns_two_modes_through_fit(name):
     )
     before = made.weighted(2000, generator=gen())
     after = fit(made, [{"size": 64}], config(40), out=None).weighted(2000, generator=gen())
-    assert after.bound > before.bound + 0.3 and abs(after.log_z - 1) < 0.15
+    assert after.bound > before.bound + 0.3 and abs(after.log_z - 1) < 0.1 + 4 * after.log_z_error
+    assert 0.2 < float((after.x > 0).float().mean()) < 0.8
 
 
 @pytest.mark.parametrize("name", ["torus", "sphere", "rotations", "together"])
@@ -289,7 +290,7 @@ def test_samplers_on_manifolds_learn_through_fit(name):
     made, log_z = sampler_of(SPACES[name], steps=6)
     before = made.weighted(1000, generator=gen())
     after = fit(made, [{"size": 64}], config(25), out=None).weighted(1000, generator=gen())
-    assert after.share > before.share + 0.05 and abs(after.log_z - log_z) < 0.25
+    assert after.bound > before.bound + 0.1 and abs(after.log_z - log_z) < 4 * after.log_z_error + 0.05
 
 
 def test_a_network_of_coordinates_sees_all_of_them():
