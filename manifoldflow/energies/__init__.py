@@ -2,7 +2,13 @@
 
 from manifoldflow.energies.boltzmann import BoltzmannGenerator, Plain, Potential, Weighted, cooling, soften
 from manifoldflow.energies.controls import Control, CoordinateControl, MlpControl
-from manifoldflow.energies.diffusion import ControlledWalk, DiffusionSampler, ReferenceBack, WeightedEnds, bounded_balance
+from manifoldflow.energies.diffusion import (
+    ControlledWalk,
+    DiffusionSampler,
+    ReferenceBack,
+    WeightedEnds,
+    bounded_balance,
+)
 from manifoldflow.energies.energy import Energy, EnergyError, EnergyTimeout
 from manifoldflow.energies.estimates import bennett, effective_share, log_mean, log_mean_error, systematic
 from manifoldflow.energies.free_energy import Estimate, many_states, one_sided, two_sided

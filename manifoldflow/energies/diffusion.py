@@ -252,6 +252,9 @@ class DiffusionSampler(Balance):
         search_every: training steps between local searches; 0 for none.
         search_moves: Langevin moves of a search.
         search_size: chains of a search.
+        capacity, sharpness: of the :class:`Replay`.
+        anneal_steps: with ``"kl"``, until which step the target is :math:`R^\beta p_1^{1 - \beta}` with the reference's law
+            :math:`p_1` at time 1 and a :math:`\beta` that rises from 0 to 1: the divergence drops what it cannot follow yet.
         clip, widest: of :class:`ControlledWalk`.
         z_rate: how many times faster than the rest log Z learns.
     """
@@ -272,6 +275,8 @@ class DiffusionSampler(Balance):
         search_moves: int = 20,
         search_size: int = 256,
         capacity: int = 20_000,
+        sharpness: float = 0.1,
+        anneal_steps: int = 0,
         clip: float = 3.0,
         widest: float = 1.0,
         z_rate: float = 100.0,
@@ -290,7 +295,9 @@ class DiffusionSampler(Balance):
         self.explore, self.explore_steps = explore, explore_steps
         self.replayed = 0.0 if by_divergence else replayed
         self.search_every, self.search_moves, self.search_size = search_every, search_moves, search_size
-        self.replay = Replay(capacity)
+        self.log_z_known = False
+        self.anneal_steps = anneal_steps if by_divergence else 0
+        self.replay = Replay(capacity, sharpness)
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
         self.search_step = torch.tensor(0.1)
 
@@ -327,7 +334,7 @@ class DiffusionSampler(Balance):
         number = int(self.drawn)
         self.drawn.fill_(number + 1)
         if self.by_divergence:
-            return torch.cat([torch.tensor([size]), torch.randint(2**31, (1,), generator=generator)])
+            return torch.cat([torch.tensor([size, number]), torch.randint(2**31, (1,), generator=generator)])
         with torch.no_grad():
             if self.search_every and number % self.search_every == self.search_every - 1:
                 self.search(generator)
@@ -340,10 +347,25 @@ class DiffusionSampler(Balance):
             reward = self.energy(made.end)
             self.replay.add(made.end, reward)
             drawn = Drawn(made, reward)
-            if number == 0:
+            if number == 0 and not self.log_z_known:
                 first = -gap(self.scores(drawn))  # type: ignore[arg-type]
                 self.log_z.data.fill_(float(log_mean(first[first.isfinite()])))
             return drawn
+
+    @torch.no_grad()
+    def seeded(self, x: State, log_z: float | None = None) -> "DiffusionSampler":
+        """With states of another sampler in the buffer, such as those of a tempered Monte Carlo run, which training then covers;
+        and its log Z to begin with.
+
+        Args:
+            x: states, one energy call each.
+            log_z: a first guess; None takes it from the first trajectories.
+        """
+        self.replay.add(x, self.energy(x))
+        if log_z is not None:
+            self.log_z.data.fill_(log_z)
+            self.log_z_known = True
+        return self
 
     def search(self, generator: torch.Generator | None = None) -> None:
         """Langevin chains from states of the buffer, whose ends join it."""
@@ -359,6 +381,21 @@ class DiffusionSampler(Balance):
             if number >= self.search_moves // 2 and (number + 1) % 5 == 0:
                 self.replay.add(now.x, now.log_reward)
         self.search_step = step
+
+    def training_state(self) -> dict[str, Any]:
+        """What a continued run needs besides the weights: the buffer, the step of its search, and the count of energy calls."""
+        return {
+            "states": dict(self.replay.states),
+            "log_reward": self.replay.log_reward,
+            "search_step": self.search_step,
+            "calls": self.energy.calls,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`training_state`."""
+        if state["states"]:
+            self.replay.add(like(dict(state["states"]), self.reference.spaces), state["log_reward"])
+        self.search_step, self.energy.calls = state["search_step"], int(state["calls"])
 
     # ---------------------------------------------------------------- losses
 
@@ -391,9 +428,13 @@ class DiffusionSampler(Balance):
         """The loss of trajectories, however they were drawn; the divergence of a seed."""
         if not self.by_divergence:
             return {"balance": self.loss(self.scores(drawn))}
-        size, seed = drawn.tolist()
+        size, number, seed = drawn.tolist()
         made = self._walk(size, torch.Generator(self.log_z.device).manual_seed(seed), scored=True)
-        off = self._gap(made, self.energy(made.end))
+        reward = self.energy(made.end)
+        if number < self.anneal_steps:
+            beta = ((number + 1) / self.anneal_steps) ** 2
+            reward = beta * reward + (1 - beta) * self.reference.log_marginal(made.end, torch.ones_like(reward))
+        off = self._gap(made, reward)
         return {"divergence": off.mean() + 0.0 * self.log_z}
 
     def _gap(self, made: Trajectory, reward: Tensor) -> Tensor:

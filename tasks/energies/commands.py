@@ -18,7 +18,7 @@ from manifoldflow.tasks.common.runs import command_line, load_model, run_folder
 from manifoldflow.tasks.common.seeds import generator_of, seeds_of
 from manifoldflow.tasks.common.tables import Kept, show
 from manifoldflow.tasks.energies.montecarlo import Result, measured, run_monte_carlo
-from manifoldflow.tasks.energies.sampler import SamplerConfig, make
+from manifoldflow.tasks.energies.sampler import SamplerConfig, fill_buffer, make
 from manifoldflow.tasks.energies.targets import GENERATORS, Target, load_target
 from manifoldflow.training import TrainConfig, fit
 
@@ -80,6 +80,8 @@ def train(
     torch.manual_seed(training.seed)
     model = make(config, known, timeout=timeout)
     model.builder, model.config = BUILDER, asdict(config)
+    if config.seed_calls and not (resume and (folder / "last.ckpt").is_file()):
+        fill_buffer(model, known, config.seed_calls, training.seed)
     rows: list[dict[str, Any]] = []
     every = max(training.log_every, training.max_steps // evaluations // training.log_every * training.log_every)
 

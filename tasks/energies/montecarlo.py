@@ -41,9 +41,9 @@ class Result:
 def run_monte_carlo(target: Target, method: MonteCarlo, calls: int, seed: int, timeout: float = 0.0) -> Result:
     """Tempered sequential Monte Carlo or parallel tempering with about so many energy calls.
 
-    Both move by five leapfrogs. Sequential Monte Carlo spends the calls on :math:`\\sqrt{calls / 100}` temperatures and 20 particles
-    a temperature: 1.2e6 calls are 110 temperatures of 2,178 particles. Parallel tempering has 16 levels and as many rounds as
-    fit 32 chains a level, fewer chains where that would be less than 100.
+    Both move by five leapfrogs. Sequential Monte Carlo spends the calls on :math:`\\sqrt{calls / 100}` temperatures and 20
+    particles a temperature: 1.2e6 calls are 110 temperatures of 2,178 particles. Parallel tempering has 16 levels and the rounds
+    that 32 chains a level leave, fewer chains where those would be less than 100.
 
     Raises:
         ValueError: too few calls for any.

@@ -1,6 +1,6 @@
 """The diffusion sampler of a target, on one screen."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,8 +15,11 @@ from manifoldflow.energies import (
     OrnsteinUhlenbeck,
     bounded_balance,
     grid,
+    resampled,
+    sequential_monte_carlo,
 )
 from manifoldflow.tasks.common.runs import configured
+from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.energies.targets import TARGETS, Target, load_target, space_of
 
 Method = Literal["tb", "dgfs", "vargrad", "pis", "dds"]
@@ -39,7 +42,11 @@ class SamplerConfig:
         explore, explore_steps: wider noise in training, and until when.
         replayed: share of training steps from the buffer.
         search_every, search_moves: local search.
+        sharpness: of the buffer's preference for good states; large for none.
+        seed_calls: energy calls of a tempered Monte Carlo run whose states fill the buffer first; they count with the training's.
+        anneal_steps: of ``pis`` and ``dds``, until when the target is between the reference's law and its own.
         widest: bound on the log of the factor on the noise.
+        bound: gap of balance beyond which the loss of a trajectory grows linearly only.
         target, space, scale: what it was trained on.
     """
 
@@ -56,7 +63,11 @@ class SamplerConfig:
     replayed: float = 0.5
     search_every: int = 50
     search_moves: int = 20
+    sharpness: float = 0.1
+    seed_calls: int = 0
+    anneal_steps: int = 0
     widest: float = 1.0
+    bound: float = 50.0
     target: str = ""
     space: str | None = None
     scale: float | None = None
@@ -76,9 +87,9 @@ def make(config: SamplerConfig, target: Target, *, timeout: float = 0.0) -> Diff
         else MlpControl(space, scale, width=config.width, depth=config.depth, sloped=guided)
     )
     loss: Any = {
-        "tb": bounded_balance(),
+        "tb": bounded_balance(config.bound),
         "dgfs": gf.subtrajectory_balance(1.0),
-        "vargrad": bounded_balance(learned=False),
+        "vargrad": bounded_balance(config.bound, learned=False),
         "pis": "kl",
         "dds": "kl",
     }[config.method]
@@ -88,6 +99,7 @@ def make(config: SamplerConfig, target: Target, *, timeout: float = 0.0) -> Diff
         reference, network, grid(config.steps, config.power), loss=loss, guided=guided,
         explore=config.explore, explore_steps=config.explore_steps, replayed=config.replayed if local else 0.0,
         search_every=config.search_every if local else 0, search_moves=config.search_moves, widest=config.widest,
+        sharpness=config.sharpness, anneal_steps=config.anneal_steps,
     )  # fmt: skip
 
 
@@ -111,8 +123,12 @@ def _absent(x: Any) -> torch.Tensor:
     )
 
 
-def configured_for(config: SamplerConfig, target: Target, given: set[str]) -> SamplerConfig:
-    """The configuration with the target's own settings where nothing was given."""
-    own = target.settings.get(config.method, {}) | {}
-    known = {f.name for f in fields(SamplerConfig)}
-    return replace(config, **{k: v for k, v in own.items() if k in known and k not in given})
+def fill_buffer(model: DiffusionSampler, target: Target, calls: int, number: int) -> None:
+    """Fill the buffer by tempered sequential Monte Carlo of 20 temperatures."""
+    before = model.energy.calls
+    made = sequential_monte_carlo(
+        model.energy, target.base, size=max(2, round(calls / 101)), temperatures=20, step=0.1 * target.scale,
+        generator=generator_of(number),
+    )  # fmt: skip
+    model.seeded(resampled(made, len(made.log_weight), generator=generator_of(number, 1)), made.log_z)
+    assert model.energy.calls > before
