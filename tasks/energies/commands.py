@@ -290,28 +290,31 @@ def obtained(
 
 
 def print_rows(known: Target | None, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """A table of results."""
+    """A table of results, a column each."""
     first = rows[0][1]
-    columns = ["", "log Z", "± (weights)"]
-    columns += ["off by"] if "off" in first else []
-    columns += ["effective share", "modes"] if "modes" in first else ["effective share"]
-    columns += ["binned TV", "TV, weighted", "floor of TV"] if "tv" in first else []
-    columns += ["samples", "energy calls", "training calls"]
-    table = []
-    for name, row in rows:
-        cells: list[Any] = [name, f"{row['log_z']:.4f}", "-" if math.isnan(row["log_z_error"]) else row["log_z_error"]]
-        cells += [f"{row['off']:+.4f}"] if "off" in first else []
-        cells += [row["share"]]
-        cells += [f"{row['modes']} of {row['modes_in_all']}"] if "modes" in first else []
-        cells += [row["tv"], row["tv_weighted"], row["tv_floor"]] if "tv" in first else []
-        cells += [
-            f"{row['samples']:,}",
-            f"{row['calls']:,}",
-            f"{row['training_calls']:,}" if row.get("training_calls") else "-",
-        ]
-        table.append(cells)
-    exact = "" if known is None or known.log_z is None else f"exact log Z {known.log_z:.4f}"
-    show(columns, table, notes=[exact] if exact else [])
+    lines: list[tuple[str, Callable[[dict[str, Any]], str]]] = [("log Z", lambda r: f"{r['log_z']:.4f}")]
+    if known is not None and known.log_z is not None:
+        lines.append(("exact log Z", lambda r: f"{known.log_z:.4f}"))
+    lines.append(("off by", lambda r: f"{r['off']:+.4f}"))
+    lines.append(("standard error, by weights", lambda r: f"{r['log_z_error']:.4f}"))
+    lines.append(("best on the way, off by", lambda r: f"{r['best_off']:+.4f}"))
+    lines.append(("effective share", lambda r: f"{r['share']:.3f}"))
+    lines.append(("modes", lambda r: f"{r['modes']} of {r['modes_in_all']}"))
+    lines.append(("total variation of bins", lambda r: f"{r['tv']:.4f}"))
+    lines.append(("the same, weighted", lambda r: f"{r['tv_weighted']:.4f}"))
+    lines.append(("of as many exact samples", lambda r: f"{r['tv_floor']:.4f}"))
+    lines.append(("samples", lambda r: f"{r['samples']:,}"))
+    lines.append(("their energy calls", lambda r: f"{r['calls']:,}"))
+    lines.append(("energy calls of training", lambda r: f"{r['training_calls']:,}"))
+    needs = {"off by": "off", "best on the way, off by": "best_off", "modes": "modes", "total variation of bins": "tv"}
+    needs |= {
+        "the same, weighted": "tv",
+        "of as many exact samples": "tv",
+        "energy calls of training": "training_calls",
+    }
+    shown = [(name, cell) for name, cell in lines if first.get(needs.get(name, "log_z")) is not None]
+    shown = [(n, c) for n, c in shown if n != "standard error, by weights" or not math.isnan(first["log_z_error"])]
+    show(["", *[name for name, _ in rows]], [[name, *[cell(r) for _, r in rows]] for name, cell in shown])
 
 
 def _generator(target: str) -> Callable[..., Any]:
