@@ -70,7 +70,7 @@ class ControlledWalk(nn.Module):
 
     def law(self, x: State, t: Tensor, s: Tensor, control: Control, guide: Guide | None) -> dict[str, Step]:
         """Mean tangent and deviation of the steps of all fields."""
-        made = {}
+        made: dict[str, Step] = {}
         urgency = ((s - t) / (1 - t).clamp_min(1e-9)).clamp(0, 1).sqrt()
         for n, v in fields(x).items():
             space = fields(self.reference.spaces)[n]
@@ -309,7 +309,8 @@ class DiffusionSampler(Balance):
         """Trajectories of the walk, with their guides, and with the densities of their steps if they are to be ``scored``."""
         times: Any = self.times
         start = self.reference.start(size, generator=generator, like_=times)
-        made = simulate(_Kept(self.onward, wider, scored), start, times, generator=generator, log_prob=True)
+        kernel: Any = _Kept(self.onward, wider, scored)
+        made = simulate(kernel, start, times, generator=generator, log_prob=True)
         guides = made.carry
         guide = None
         if guides:
@@ -331,8 +332,9 @@ class DiffusionSampler(Balance):
             size: number of them.
             generator: of every random draw.
         """
-        number = int(self.drawn)
-        self.drawn.fill_(number + 1)
+        counter: Any = self.drawn
+        number = int(counter)
+        counter.fill_(number + 1)
         if self.by_divergence:
             return torch.cat([torch.tensor([size, number]), torch.randint(2**31, (1,), generator=generator)])
         with torch.no_grad():
