@@ -13,6 +13,7 @@ SHOWN = {
     "proteins.md": "tasks/proteins/README.md",
     "densities.md": "tasks/densities/README.md",
     "dna.md": "tasks/dna/README.md",
+    "crystals.md": "tasks/crystals/README.md",
     "benchmarks.md": "benchmarks/README.md",
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
