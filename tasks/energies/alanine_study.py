@@ -60,7 +60,7 @@ class Profile:
     def gap(self, made: Weighted) -> dict[str, float]:
         """How far it is from the stored one where these have :data:`LEAST` frames, in kT."""
         seen = self.count >= LEAST
-        off = np.abs(self.of(made) - self.energy)[seen]
+        off = np.abs(self.of(made)[seen] - self.energy[seen])
         return {
             "bins compared": int(seen.sum()),
             "largest gap (kT)": float(off.max()),

@@ -16,7 +16,8 @@ from manifoldflow.energies.openmm import require_openmm
 from manifoldflow.files import open_text
 from manifoldflow.flows import Affine, BodyTransformer, Chain, FieldCoupling, Layer, Projective, Pushed
 from manifoldflow.flows.base import with_field
-from manifoldflow.state import State
+from manifoldflow.manifolds.rotation import quaternion_to_matrix
+from manifoldflow.state import State, first_tensor
 
 SITES = 4
 """O, H, H, M of a molecule."""
@@ -143,6 +144,53 @@ def make_bodies(positions: Tensor) -> RigidBodies:
     return RigidBodies(template, x[..., 0, :].mean(0), mean)
 
 
+class Symmetries(NamedTuple):
+    """Proper symmetries of a crystal at rest that keep the axes: half turns and shifts. Molecule i goes to ``order[g, i]``.
+
+    Attributes:
+        order: ``(G, N)``.
+        signs: ``(G, 3)``, the diagonal of the turn.
+    """
+
+    order: Tensor
+    signs: Tensor
+
+    def apply(self, x: State, which: Tensor) -> dict[str, Tensor]:
+        """The images of samples under one symmetry each, ``which`` ``(B,)``: displacements and turns are carried along."""
+        assert not isinstance(x, Tensor)
+        source = self.order[which].argsort(-1).unsqueeze(-1)  # who comes to k
+        signs = self.signs[which].unsqueeze(1).to(x["pos"])
+        pos = x["pos"].gather(1, source.expand(-1, -1, 3)) * signs
+        rot = x["rot"].gather(1, source.expand(-1, -1, 4)) * torch.nn.functional.pad(signs, (1, 0), value=1.0)
+        return {"pos": pos, "rot": rot}
+
+
+def find_symmetries(bodies: RigidBodies, box: np.ndarray, tolerance: float = 0.1) -> Symmetries:
+    """Of an orthorhombic crystal: turns by signs with shifts that put every molecule upon another, hydrogens exchanged or not.
+
+    Args:
+        bodies: the crystal at rest.
+        box: ``(3, 3)`` nm.
+        tolerance: how far sites may lie apart, nm, and orientations, in the norm of the difference of their matrices.
+    """
+    turns, places = quaternion_to_matrix(bodies.rotations), bodies.positions
+    sides, swap = torch.tensor(np.diag(box)), torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=turns.dtype))
+    orders, kept = [], []
+    for signs in torch.tensor([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=turns.dtype):
+        for other in range(len(places)):
+            image = places * signs + (places[other] - places[0] * signs)
+            gap = image.unsqueeze(1) - places
+            gap = (gap - sides * torch.round(gap / sides)).norm(dim=-1)
+            order = gap.argmin(1)
+            turned, there = signs.unsqueeze(-1) * turns, turns[order]
+            off = torch.minimum((turned - there).norm(dim=(-1, -2)), (turned @ swap - there).norm(dim=(-1, -2)))
+            is_whole = len(order.unique()) == len(order)
+            if is_whole and float(gap.amin(1).max()) < 0.1 * tolerance and float(off.max()) < tolerance:
+                orders.append(order)
+                kept.append(signs)
+    return Symmetries(torch.stack(orders), torch.stack(kept))
+
+
 class IcePotential:
     """The crystal at one temperature in the coordinates of :class:`RigidBodies`.
 
@@ -153,10 +201,13 @@ class IcePotential:
         energy: of sites.
         bodies: the crystal at rest.
         drift: standard deviation of the mean displacement, nm.
+        symmetries: of the crystal, for :meth:`multiply`.
     """
 
-    def __init__(self, energy: OpenMMEnergy, bodies: RigidBodies, drift: float) -> None:
-        self.function, self.bodies, self.drift = energy, bodies, drift
+    def __init__(
+        self, energy: OpenMMEnergy, bodies: RigidBodies, drift: float, symmetries: Symmetries | None = None
+    ) -> None:
+        self.function, self.bodies, self.drift, self.symmetries = energy, bodies, drift, symmetries
 
     def energy(self, x: State) -> Tensor:
         """E / kT ``(B,)``."""
@@ -178,6 +229,14 @@ class IcePotential:
         where = self.drift * torch.randn(len(pos), 1, 3, generator=generator, dtype=pos.dtype)
         sign = torch.randint(0, 2, (*rot.shape[:-1], 1), generator=generator).to(rot) * 2 - 1
         return {"pos": pos - pos.mean(-2, keepdim=True) + where, "rot": rot * sign}
+
+    def multiply(self, x: State, generator: torch.Generator | None) -> State:
+        """:meth:`refresh`, and an image under a random symmetry of the crystal: as many more frames as it has symmetries, up to
+        the noise of the crystal at rest. For training."""
+        if self.symmetries is not None:
+            count = len(first_tensor(x))
+            x = self.symmetries.apply(x, torch.randint(len(self.symmetries.order), (count,), generator=generator))
+        return self.refresh(x, generator)
 
     def state(self, positions: Tensor) -> dict[str, Tensor]:
         """The state of frames ``(F, 4 N, 3)``, computed in float64, given in float32."""
@@ -265,7 +324,7 @@ def build(config: IceConfig, hot: IcePotential, cold: IcePotential, samples: dic
     spread = float(samples["pos"].std())
     scales = {"pos": 1 / spread, "rot": float(1 / samples["rot"][..., 1:].std())}
     flow = make_flow(config, samples["pos"].shape[1], scales)
-    made = BoltzmannGenerator(Ensemble(samples, hot.reduced, hot.refresh), flow, cold)
+    made = BoltzmannGenerator(Ensemble(samples, hot.reduced, hot.multiply), flow, cold)
     made.config = asdict(config)
     return made
 

@@ -30,6 +30,7 @@ from manifoldflow.tasks.energies.ice import (
     IcePotential,
     Shrink,
     build,
+    find_symmetries,
     make_bodies,
     make_energy,
     read_crystal,
@@ -183,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     positions = torch.as_tensor(made[0][0])
     cut = 3 * len(positions) // 4
     bodies = make_bodies(positions[:cut])
-    hot = IcePotential(make_energy(crystal_of(LADDER[0]), LADDER[0]), bodies, DRIFT)
+    hot = IcePotential(
+        make_energy(crystal_of(LADDER[0]), LADDER[0]), bodies, DRIFT, find_symmetries(bodies, crystal_of(LADDER[0]).box)
+    )
     cold = IcePotential(hot.function.at(LADDER[-1]), bodies, DRIFT)
     state = hot.state(positions)
     held = Ensemble({k: v[cut:] for k, v in state.items()}, hot.reduced, hot.refresh)
