@@ -1,6 +1,7 @@
 """Samplers of energies: diffusions as GFlowNets, Boltzmann generators, and the Monte Carlo that they are measured against."""
 
-from manifoldflow.energies.boltzmann import BoltzmannGenerator, Plain, Potential, Weighted, cooling, soften
+from manifoldflow.energies.annealing import cooling, reweighting
+from manifoldflow.energies.boltzmann import BoltzmannGenerator, Plain, Potential, Weighted, soften
 from manifoldflow.energies.controls import Control, CoordinateControl, MlpControl
 from manifoldflow.energies.diffusion import (
     ControlledWalk,
@@ -65,6 +66,7 @@ __all__ = [
     "one_sided",
     "parallel_tempering",
     "resampled",
+    "reweighting",
     "sequential_monte_carlo",
     "soften",
     "systematic",

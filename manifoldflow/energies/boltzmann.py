@@ -1,8 +1,7 @@
 """Boltzmann generators: invertible flows trained on data, on an energy, or on both, whose samples carry weights."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -90,7 +89,7 @@ class BoltzmannGenerator(nn.Module):
 
     :func:`manifoldflow.training.fit` trains it on batches ``{"x": data}`` (forward KL, maximum likelihood), ``{"size": 256}``
     (reverse KL on its own samples, needs the energy and its gradient), or both; ``"temperature"`` beside them heats the energy of
-    the reverse term. The energy may be wrong by any constant.
+    the reverse term (:func:`cooling`, :func:`reweighting`). The energy may be wrong by any constant.
 
     Args:
         source: where it starts: :class:`Product` or :class:`Ensemble`.
@@ -214,28 +213,6 @@ class BoltzmannGenerator(nn.Module):
         if self.potential is None:
             raise ValueError("this Boltzmann generator has no energy=: reverse KL and weights need one")
         return self.potential
-
-
-def cooling(size: int, hot: float, steps: int) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """Batches of reverse KL that begin at a high temperature, where all modes are one, and cool geometrically to that of the
-    potential.
-
-    Args:
-        size: of a batch.
-        hot: first temperature, in units of the potential's own.
-        steps: until the potential's own temperature is reached.
-
-    Returns:
-        what :func:`manifoldflow.training.fit` takes as ``batches``: a continued run continues to cool.
-    """
-    if not hot >= 1 or steps < 1:
-        raise ValueError(f"cooling needs hot >= 1 and steps >= 1, got {hot} and {steps}")
-
-    def batches(start: int) -> Iterator[dict[str, Any]]:
-        for step in itertools.count(start):
-            yield {"size": size, "temperature": max(1.0, hot ** (1 - step / steps))}
-
-    return batches
 
 
 def soften(energy: Tensor, above: float) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.checkpoint import save
-from manifoldflow.energies import BoltzmannGenerator, Weighted
+from manifoldflow.energies import BoltzmannGenerator, Weighted, cooling, reweighting
 from manifoldflow.files import write_json
 from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.common.plots import new_figure, save_figure
@@ -70,35 +70,30 @@ class Profile:
         }
 
 
-def data_batches(state: dict[str, Tensor], size: int, own: int = 0) -> Any:
-    """Rows at random, and beside them ``own`` samples of the flow itself."""
+def data_batches(state: dict[str, Tensor], size: int) -> Any:
+    """Rows at random; the same in a step of a continued run."""
     count = len(state["line"])
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         for step in itertools.count(start):
             rows = torch.randint(count, (size,), generator=torch.Generator().manual_seed(step))
-            yield {"x": {k: v[rows] for k, v in state.items()}, **({"size": own} if own else {})}
+            yield {"x": {k: v[rows] for k, v in state.items()}}
 
     return batches
 
 
-def cooled(size: int, hot: float, steps: int) -> Any:
-    """Reverse KL from a high temperature down: geometrically, in the first ``steps`` steps."""
-    from manifoldflow.energies import cooling
-
-    return cooling(size, hot, steps)
-
-
 def train(
-    frames: Frames, out: Path, *, forward_steps: int, own_steps: int, from_energy: bool, hot: float, seed: int
+    frames: Frames, out: Path, *, first_steps: int, own_steps: int, from_energy: bool, hot: float, seed: int
 ) -> BoltzmannGenerator:
-    """Train a generator and save it.
+    """Train a generator and save it after each of two stages.
+
+    First come the stored frames (forward KL; few steps, as 8,000 frames are soon learned by heart), or if none is to be
+    shown reverse KL, hot at first. Then the flow's own samples, weighted to the law.
 
     Args:
         frames: the trajectories; from the energy alone, of them the means and deviations of the stiff coordinates are used.
         out: folder.
-        forward_steps: of maximum likelihood alone, few: 8,000 frames are soon learned by heart.
-        own_steps: with reverse KL.
+        first_steps, own_steps: of the stages.
         from_energy: no frame is shown.
         hot: first temperature in units of 300 K, for ``from_energy``.
         seed: of everything.
@@ -107,15 +102,19 @@ def train(
     mean, scale = measure(positions)
     torch.manual_seed(seed)
     model = build(AlanineConfig(mean=mean.tolist(), scale=scale.tolist()))
-    state = {k: v.float() for k, v in model.potential.state(positions.double()).items()}  # type: ignore[union-attr]
-    common: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.0, "gradient_clip": 10.0, "seed": seed}
-    if not from_energy:
-        config = TrainConfig(max_steps=forward_steps, ema=0.98, warmup_steps=20, schedule="constant", **common)
-        model = fit(model, data_batches(state, 256), config, out=out / "forward")
-        model.forward_weight = 0.2
-    batches = cooled(256, hot, own_steps // 2) if from_energy else data_batches(state, 128, own=128)
-    config = TrainConfig(max_steps=own_steps, ema=0.995, **common)
-    model = fit(model, batches, config, out=out / "own")
+    common: dict[str, Any] = {"weight_decay": 0.0, "gradient_clip": 10.0, "seed": seed, "log_every": 25}
+    if from_energy:
+        first = cooling(256, hot, max(first_steps // 2, 1))
+    else:
+        state = model.potential.state(positions.double())  # type: ignore[union-attr]
+        first = data_batches({k: v.float() for k, v in state.items()}, 256)
+    config = TrainConfig(
+        max_steps=first_steps, learning_rate=1e-3, ema=0.98, warmup_steps=20, schedule="constant", **common
+    )
+    model = fit(model, first, config, out=out / "first")
+    own = reweighting(model, 256, buffer=4096, every=25, keep=4, seed=10_000 * seed)
+    config = TrainConfig(max_steps=own_steps, learning_rate=5e-4, ema=0.98, warmup_steps=20, decay=0.5, **common)
+    model = fit(model, own, config, out=out / "own")
     save(model, out / "model.safetensors")
     return model
 
@@ -212,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=None, help="alanine_dipeptide.npz; that of the shared data if absent")
     parser.add_argument("--out", required=True, help="folder")
-    parser.add_argument("--forward_steps", type=int, default=120, help="of maximum likelihood alone")
-    parser.add_argument("--own_steps", type=int, default=3000, help="with reverse KL")
+    parser.add_argument("--first_steps", type=int, default=120, help="on the stored frames, or with reverse KL")
+    parser.add_argument("--own_steps", type=int, default=450, help="on the flow's own samples, weighted")
     parser.add_argument("--from_energy", action="store_true", help="show no frame: reverse KL, hot at first")
     parser.add_argument("--hot", type=float, default=4.0, help="first temperature over 300 K, with --from_energy")
     parser.add_argument("--samples", type=int, default=100_000, help="to judge by")
@@ -228,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         model = load(a.checkpoint)
     else:
         model = train(
-            frames, out, forward_steps=a.forward_steps, own_steps=a.own_steps, from_energy=a.from_energy, hot=a.hot, seed=a.seed
+            frames, out, first_steps=a.first_steps, own_steps=a.own_steps, from_energy=a.from_energy, hot=a.hot, seed=a.seed
         )  # fmt: skip
     made, report = judge(model, frames, a.samples)
     write_json(out / "report.json", report)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.distributions import Uniform
-from manifoldflow.energies import BoltzmannGenerator, Product, cooling
+from manifoldflow.energies import BoltzmannGenerator, Product, reweighting
 from manifoldflow.flows import rotation_flow
 from manifoldflow.manifolds import UnitQuaternion
 from manifoldflow.manifolds.rotation import quaternion_to_matrix
@@ -70,14 +70,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             progress=False, seed=seed,
         )  # fmt: skip
         begin = time.process_time()
-        model = fit(build({"seed": seed}), cooling(256, 5.0, a.steps // 2), config, out=None)
+        model = build({"seed": seed})
+        batches = reweighting(model, 256, hot=5.0, steps=a.steps // 2, buffer=2048, every=10, seed=1000 * seed)
+        model = fit(model, batches, config, out=None)
         spent = time.process_time() - begin
         made = model.weighted(20_000, generator=torch.Generator().manual_seed(1))
         first = target.modes(quaternion_to_matrix(made.x)) == 0
         print(
             f"seed {seed}: effective share {made.effective_share:.3f}, log Z {made.log_z.value:.4f} ± {made.log_z.error:.4f} "
             f"(exact {target.log_z:.4f}), share of the first mode {float(made.weights[first].sum()):.3f} "
-            f"(exact {target.mode_mass[0]:.3f}), {a.steps * 256:,} energies, {spent:.0f} CPU s",
+            f"(exact {target.mode_mass[0]:.3f}), {a.steps // 10 * 2048:,} energies, {spent:.0f} CPU s",
             flush=True,
         )
 

@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 
 from manifoldflow.distributions import Normal, Uniform
-from manifoldflow.energies import BoltzmannGenerator, Ensemble, Product, cooling, one_sided, soften, two_sided
+from manifoldflow.energies import (
+    BoltzmannGenerator,
+    Ensemble,
+    Product,
+    cooling,
+    one_sided,
+    reweighting,
+    soften,
+    two_sided,
+)
+from manifoldflow.energies.annealing import truncated
 from manifoldflow.flows import Chain, CircularSpline, LineSpline, SplitCoupling
 from manifoldflow.manifolds import Euclidean, Torus
+from manifoldflow.manifolds.rotation import quaternion_to_matrix
 from manifoldflow.tasks.energies.rotations import build
 from manifoldflow.tasks.energies.targets import load_target
 from manifoldflow.training import TrainConfig, fit
@@ -100,14 +111,17 @@ def test_weighted_data_move_the_forward_loss_to_the_weighted_law() -> None:
 
 def test_rotations_of_a_bimodal_law_are_learned_from_its_energy_alone() -> None:
     torch.manual_seed(0)
-    steps = 260
-    config = TrainConfig(max_steps=steps, learning_rate=5e-3, **QUICK)
-    model = fit(build({"layers": 3, "width": 40}), cooling(192, 5.0, steps // 2), config, out=None)
-    made = model.weighted(20_000, generator=torch.Generator().manual_seed(1))
-    exact = load_target("rotations2").log_z
-    assert exact is not None
+    steps = 120
+    config = TrainConfig(max_steps=steps, learning_rate=6e-3, **QUICK)
+    model = build({"layers": 3, "width": 32})
+    batches = reweighting(model, 192, hot=5.0, steps=steps // 2, buffer=1536, every=8)
+    made = fit(model, batches, config, out=None).weighted(20_000, generator=torch.Generator().manual_seed(1))
+    target = load_target("rotations2")
+    assert target.log_z is not None and target.modes is not None
     assert made.effective_share > 0.6
-    assert abs(float(made.log_z.value) - exact) < 0.02
+    assert abs(float(made.log_z.value) - target.log_z) < 0.02
+    first = target.modes(quaternion_to_matrix(made.x)) == 0
+    assert float(made.weights[first].sum()) == pytest.approx(target.mode_mass[0], abs=0.02)
 
 
 def test_an_ensemble_as_source_gives_the_free_energy_difference() -> None:
@@ -138,6 +152,24 @@ def test_cooling_is_geometric_and_goes_on_where_it_stopped() -> None:
     assert next(batches(3)) == {"size": 8, "temperature": pytest.approx(2)}
     with pytest.raises(ValueError, match="hot >= 1"):
         cooling(8, 0.5, 4)
+
+
+def test_batches_of_reweighting_follow_the_law_at_their_temperature() -> None:
+    model = BoltzmannGenerator(source(), mixed_flow(scale=0.02), pair_energy)
+    batches = reweighting(model, 4000, hot=4.0, steps=2, buffer=20_000, every=1, keep=2, own=3)(0)
+    for temperature in (4.0, 2.0, 1.0):
+        batch = next(batches)
+        assert batch["temperature"] == pytest.approx(temperature) and batch["size"] == 3
+        ratio = torch.special.i1(torch.tensor(1 / temperature)) / torch.special.i0(torch.tensor(1 / temperature))
+        assert float(batch["x"]["angle"].cos().mean()) == pytest.approx(float(ratio), abs=0.06)
+    again = next(reweighting(model, 4000, buffer=500, own=3)(7))
+    assert torch.equal(next(reweighting(model, 4000, buffer=500, own=3)(7))["x"]["line"], again["x"]["line"])
+    weights = truncated(torch.tensor([50.0, *[0.0] * 99]))
+    assert float(weights.max() / weights.sum()) == pytest.approx(1.0, abs=1e-3)  # one weight is all there is
+    weights = truncated(torch.tensor([6.0, *[0.0] * 99], dtype=torch.float64))
+    assert float(weights[0] / weights[1]) == pytest.approx(0.1 / (1 / (math.exp(6) + 99)), rel=1e-6)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        reweighting(model, 0)
 
 
 def test_clashes_are_softened_in_training_and_never_in_weights() -> None:
