@@ -426,6 +426,26 @@ def rotations2() -> Target:
     )  # fmt: skip
 
 
+@target
+def alanine() -> Target:
+    r"""Alanine dipeptide at 300 K in OpenMM, all 22 atoms, bonds to hydrogen rigid (needs OpenMM): 43 stiff coordinates in
+    standard units, 5 soft torsions in radians. log Z is not known; the embedded Boltzmann generator estimates it."""
+    from manifoldflow.checkpoint import read_metadata
+    from manifoldflow.tasks.energies.alanine import make_potential
+
+    config = read_metadata("alanine")["config"]
+    potential = make_potential(config["mean"], config["scale"])
+
+    def log_density(x: Any) -> Tensor:
+        return (potential.log_volume(x) - potential.energy(x)).nan_to_num(nan=-torch.inf)
+
+    def view(x: Any) -> Tensor:
+        return (x["turn"][:, :2] + math.pi).remainder(2 * math.pi) - math.pi
+
+    spaces = {"line": mf.Euclidean(43), "turn": mf.Torus(5, period=2 * math.pi)}
+    return Target("alanine", spaces, log_density, view=view, axes=("phi", "psi"), limits=((-math.pi, math.pi),) * 2)
+
+
 def from_angles(share: Tensor) -> Tensor:
     """Rotations from the shares ``(..., 3)`` of their Euler angles z, y, z."""
     a, c = 2 * math.pi * share[..., 0], 2 * math.pi * share[..., 2]

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import manifoldflow as mf
 from manifoldflow.energies import ConstrainedMolecule, InternalCoordinates, OpenMMEnergy, RigidBodies, make_z_matrix
 from manifoldflow.energies.internal import Internal, dihedral
 from manifoldflow.manifolds.rotation import quaternion_rotate, rotvec_to_matrix, rotvec_to_quaternion
 from manifoldflow.tasks.energies import alanine, ice
+from manifoldflow.tasks.energies.targets import load_target
 from testkit.shared import SHARED_DATA, needs_shared_data
 
 FRAMES = SHARED_DATA / "ensembles" / "alanine_dipeptide.npz"
@@ -287,3 +289,20 @@ def test_ice_has_its_energy_and_sites_of_rigid_water() -> None:
         ends = [potential.energy({**moved, name: moved[name].detach() + s * direction}).detach() for s in (step, -step)]
         slope, expected = float((ends[0] - ends[1]).sum()) / (2 * step), float((gradient * direction).sum())
         assert slope == pytest.approx(expected, rel=2e-3)
+
+
+def test_the_embedded_generator_knows_alanine_dipeptide() -> None:
+    """Of fresh samples: the weights are worth something, most of the mass has phi < 0, rigid bonds are rigid."""
+    pytest.importorskip("openmm")
+    model = mf.load("alanine")
+    made = model.weighted(1500, generator=torch.Generator().manual_seed(3))
+    assert made.effective_share > 0.05
+    assert float(made.log_z.value) == pytest.approx(-18.45, abs=0.2)
+    phi = (made.x["turn"][:, 0] + math.pi).remainder(2 * math.pi) - math.pi
+    assert float(made.weights[phi > 0].sum()) < 0.2
+    x = model.potential.positions(made.x)
+    assert ((x[:, 6] - x[:, 7]).norm(dim=-1) - 1.01).abs().max() < 1e-4
+    target = load_target("alanine")
+    few = {k: v[:8] for k, v in made.x.items()}
+    expected = made.log_weight[:8] + made.log_prob[:8]
+    assert (target.log_density(few) - expected).abs().max() < 1e-2
