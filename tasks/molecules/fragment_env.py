@@ -1,21 +1,17 @@
 """Molecules built of fragments: a tree of blocks that grows by one at a time, as batched tensors; RDKit only at the end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from manifoldflow.gflownet import Env
-from manifoldflow.tasks.molecules.chemistry import canonical
-from manifoldflow.tasks.molecules.fragments import Vocabulary, load_fragments, smarts, start_block
-
-Score = Callable[[list[str]], Tensor]
-"""SMILES -> rewards, such as :class:`manifoldflow.gflownet.reward.Reward`."""
+from manifoldflow.tasks.molecules.fragments import Vocabulary, load_fragments, start_block
+from manifoldflow.tasks.molecules.molecule_env import MoleculeEnv, Score
 
 
-class FragmentEnv(Env):
+class FragmentEnv(MoleculeEnv):
     r"""Trees of blocks. Action 0 ends the molecule; any other attaches a block to a free site of one that is there.
 
     The state is a dict of tensors: ``block`` ``(B, N)``, the number of every node's block; ``parent`` and ``site`` ``(B, N)``,
@@ -29,7 +25,8 @@ class FragmentEnv(Env):
 
     Args:
         vocabulary: of blocks, or what :func:`load_fragments` takes.
-        reward: SMILES -> rewards that are not negative; 1 for every molecule if absent.
+        reward: SMILES -> rewards that are not negative; 1 for every molecule if absent. Several make a front of Pareto: the
+            reward of a condition (weights w of them, in sum 1) is their weighted geometric mean.
         exponent: :math:`\beta`; objects are made in proportion to :math:`R^\beta`.
         max_fragments: N, most blocks, the first included.
         max_atoms: most heavy atoms.
@@ -49,7 +46,7 @@ class FragmentEnv(Env):
     def __init__(
         self,
         vocabulary: Vocabulary | str | Path = "own",
-        reward: Score | None = None,
+        reward: Score | Sequence[Score] | None = None,
         *,
         exponent: float = 1.0,
         max_fragments: int = 8,
@@ -59,7 +56,7 @@ class FragmentEnv(Env):
         stable: bool = True,
         forbidden: Sequence[str] = (),
         smallest: float = 1e-4,
-        partial: Score | None = None,
+        partial: Score | Sequence[Score] | None = None,
     ) -> None:
         book = vocabulary if isinstance(vocabulary, Vocabulary) else load_fragments(vocabulary)
         if not 1 <= min_fragments <= max_fragments:
@@ -67,15 +64,15 @@ class FragmentEnv(Env):
         self.rest = len(book)  # blocks that can be attached
         if start is not None:
             book = book.with_block(start_block(start))
-        self.vocabulary, self.reward, self.exponent = book, reward, exponent
+        super().__init__(reward, exponent=exponent, forbidden=forbidden, smallest=smallest, partial=partial)
+        self.vocabulary = book
         self.max_fragments, self.max_atoms, self.min_fragments = max_fragments, max_atoms, min_fragments
-        self.start, self.forbidden, self.smallest, self.partial = start, tuple(forbidden), smallest, partial
+        self.start = start
         self.sites = book.most_sites
         self.horizon = max_fragments + (start is None)
         self.places = max(max_fragments - 1, 1) * self.sites
         self.actions = 1 + self.places * self.rest
         self.observed = 3 * max_fragments + 1
-        self._names: dict[bytes, str] = {}
         bonds = torch.zeros(len(book), self.sites, self.rest, dtype=torch.bool)
         bonds |= (torch.arange(self.sites) < book.site_count.unsqueeze(1)).unsqueeze(2)
         whole = torch.ones(self.rest, dtype=torch.bool)
@@ -248,71 +245,35 @@ class FragmentEnv(Env):
         return torch.cat(parts, 1).to(torch.get_default_dtype())
 
     def key(self, x: Any) -> Tensor:
-        """A number for every state, int64; only for vocabularies so small that it fits.
-
-        Raises:
-            ValueError: it does not.
-        """
+        """A number for every state, int64: exact for vocabularies so small that it fits, a hash of 63 bits for others."""
         bases = [len(self.vocabulary) + 1, self.max_fragments + 1, self.sites + 1]
-        if (bases[0] * bases[1] * bases[2]) ** self.max_fragments >= 2**62:
-            raise ValueError("too many states to number them")
+        fits = (bases[0] * bases[1] * bases[2]) ** self.max_fragments < 2**62
         total = x["done"].long()
         for i in range(self.max_fragments):
             for n, base in zip(("block", "parent", "site"), bases, strict=True):
-                total = total * base + x[n][:, i] + 1
+                total = total * (base if fits else 6364136223846793005) + x[n][:, i] + 1  # wraps around where it is a hash
         return total
+
+    def log_paths(self, x: Any) -> Tensor:
+        r"""Number of orders in which a tree can be built, :math:`n! / \prod_v |subtree(v)|`, as a logarithm ``(B,)``."""
+        parent, there = x["parent"], x["block"] >= 0
+        below = there.to(torch.get_default_dtype())  # size of every subtree, from the last node to the first
+        for i in range(self.max_fragments - 1, 0, -1):
+            up = parent[:, i : i + 1].clamp_min(0)
+            below = below.scatter_add(1, up, torch.where(parent[:, i : i + 1] >= 0, below[:, i : i + 1], 0.0))
+        if self.start is not None:
+            below, there = below[:, 1:], there[:, 1:]
+        counted = torch.where(there, below.clamp_min(1), 1.0)
+        return torch.lgamma(there.sum(-1) + 1.0) - counted.log().sum(-1)
 
     # ------------------------------------------------------------------------------------------------- molecules
 
+    def rows(self, x: Any) -> Tensor:
+        return torch.cat([x["block"], x["parent"], x["site"]], 1)
+
     def to_mols(self, x: Any) -> list[Any]:
-        """RDKit molecules, one a state, unfinished ones too (their free sites hold hydrogen); None of the empty state."""
         sizes = self.size(x).tolist()
         columns = [x[n].tolist() for n in ("block", "parent", "site")]
         return [
             self.vocabulary.assemble(*(c[i][:n] for c in columns)) if n else None for i, n in enumerate(sizes)
         ]  # fmt: skip
-
-    def to_smiles(self, x: Any) -> list[str]:
-        """Canonical SMILES, one a state; empty of the empty state."""
-        rows = torch.stack([x["block"], x["parent"], x["site"]], 1).to(torch.int16).cpu().numpy()
-        keys = [row.tobytes() for row in rows]
-        fresh = [i for i, k in enumerate(keys) if k not in self._names]
-        if fresh:
-            if len(self._names) > 200_000:
-                self._names.clear()
-                fresh = list(range(len(keys)))
-            part = {n: v[torch.tensor(fresh, device=v.device)] for n, v in x.items()}
-            for i, mol in zip(fresh, self.to_mols(part), strict=True):
-                self._names[keys[i]] = canonical(mol) if mol is not None else ""
-        return [self._names[k] for k in keys]
-
-    def rewards(self, smiles: list[str], score: Score | None = None) -> Tensor:
-        """Rewards of molecules, float64 ``(n,)``, at least ``smallest``; what is forbidden is not asked for."""
-        score = self.reward if score is None else score
-        value = torch.full((len(smiles),), self.smallest, dtype=torch.float64)
-        good = [i for i, s in enumerate(smiles) if s and not self.is_forbidden(s)]
-        if good:
-            answer = torch.ones(len(good)) if score is None else score([smiles[i] for i in good])
-            answer = torch.as_tensor(answer, dtype=torch.float64)
-            if answer.shape != (len(good),):
-                raise ValueError(f"the reward returned {tuple(answer.shape)} numbers for {len(good)} molecules")
-            value[torch.tensor(good)] = answer.clamp_min(self.smallest)
-        return value
-
-    def is_forbidden(self, smiles: str) -> bool:
-        """Whether a molecule holds a forbidden pattern."""
-        if not self.forbidden:
-            return False
-        from manifoldflow.tasks.molecules.chemistry import parsed
-
-        mol = parsed(smiles)
-        return mol is None or any(mol.HasSubstructMatch(q) for q in smarts(self.forbidden))
-
-    def log_reward(self, x: Any) -> Tensor:
-        value = self.rewards(self.to_smiles(x))
-        return (self.exponent * value.log()).to(x["done"].device)
-
-    def log_partial_reward(self, x: Any) -> Tensor:
-        value = self.rewards(self.to_smiles(x), self.partial)
-        value = torch.where((self.size(x) > 0).cpu(), value, 1.0)
-        return (self.exponent * value.log()).to(x["done"].device)

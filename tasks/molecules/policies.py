@@ -20,10 +20,18 @@ class GraphPolicy(nn.Module):
         width, depth: of the node states; rounds of messages.
         backward: also score which block was added last (``GFlowNet(backward="learned")``).
         flows: also the flow of the state (``GFlowNet(flows=True)`` or ``forward_looking=True``).
+        conditions: numbers that a condition has, such as the weights of several objectives; 0 for none.
     """
 
     def __init__(
-        self, env: FragmentEnv, width: int = 96, depth: int = 3, *, backward: bool = False, flows: bool = False
+        self,
+        env: FragmentEnv,
+        width: int = 96,
+        depth: int = 3,
+        *,
+        backward: bool = False,
+        flows: bool = False,
+        conditions: int = 0,
     ) -> None:
         super().__init__()
         self.nodes, self.sites, self.rest, self.actions = env.max_fragments, env.sites, env.rest, env.actions
@@ -34,6 +42,7 @@ class GraphPolicy(nn.Module):
         self.block = nn.Embedding(kinds + 1, width)  # the last stands for a place without a block
         self.known = nn.Linear(features.shape[1], width)
         self.site = nn.Embedding(env.sites + 1, width)
+        self.given = nn.Linear(conditions, width) if conditions else None
         self.layers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
             for _ in range(depth)
@@ -51,8 +60,8 @@ class GraphPolicy(nn.Module):
                 nn.init.zeros_(part.weight)
                 nn.init.zeros_(part.bias)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """What ``env.observe`` returns, ``(B, observed)`` -> ``(B, outputs)``."""
+    def forward(self, seen: Tensor, cond: Tensor | None = None) -> Tensor:
+        """What ``env.observe`` returns, ``(B, observed)``, and conditions ``(B, C)`` -> ``(B, outputs)``."""
         count, n = len(seen), self.nodes
         whole = seen.round().long()
         block, parent, site = whole[:, :n], whole[:, n : 2 * n], whole[:, 2 * n : 3 * n]
@@ -60,6 +69,8 @@ class GraphPolicy(nn.Module):
         number = torch.where(there, block, len(self.block.weight) - 1)
         features: Any = self.features
         h = self.block(number) + self.known(features[number])  # (B, N, W)
+        if self.given is not None and cond is not None:
+            h = h + self.given(cond.to(h.dtype)).unsqueeze(1)
         edge = self.site(torch.where(parent >= 0, site, self.sites))
         rows = torch.arange(count, device=seen.device).unsqueeze(1) * n
         has_parent = parent >= 0

@@ -1,0 +1,193 @@
+"""The GFlowNet of fragments: its configuration, and the model that a checkpoint is rebuilt as."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from manifoldflow.gflownet import (
+    Env,
+    GFlowNet,
+    Replay,
+    detailed_balance,
+    log_partition_variance,
+    subtrajectory_balance,
+    trajectory_balance,
+)
+from manifoldflow.tasks.common.runs import configured
+from manifoldflow.tasks.molecules.fragment_env import FragmentEnv
+from manifoldflow.tasks.molecules.policies import GraphPolicy
+from manifoldflow.tasks.molecules.rewards import Objective
+
+BUILDER = "manifoldflow.tasks.molecules.design:build"
+DEFAULT_CHECKPOINT = "molecules_fragments"
+LossName = Literal["tb", "vargrad", "db", "subtb", "fl"]
+
+
+@dataclass(frozen=True)
+class FragmentConfig:
+    """A generator of molecules from fragments.
+
+    Args:
+        vocabulary: own (embedded), a JSON of the published layout, or a list of SMILES with `*`.
+        reward: such as qed*sa, seh*logp[1,4], mine.py:score; with commas (seh,qed*sa) a front of several.
+        lead: SMILES that the term similarity refers to.
+        exponent: molecules are made in proportion to the reward to this power.
+        max_fragments: most blocks of a molecule.
+        min_fragments: least blocks.
+        max_atoms: most heavy atoms.
+        start: SMILES of a scaffold or lead that every molecule grows from.
+        stable: only bonds between blocks that chemists would make.
+        forbidden: SMARTS that no molecule may hold, with spaces between them.
+        loss: tb (trajectory balance), vargrad, db (detailed balance), subtb (pieces), or fl (forward-looking subtb, which asks
+            for the reward of unfinished molecules too).
+        backward: what a block was added last by: uniform, or maxent (every order of building is as likely).
+        width: of the network.
+        depth: rounds of messages.
+        replay: share of a batch that is drawn from molecules seen before.
+        epsilon: share of random actions while training.
+        pieces: learn from random pieces of this many steps, not whole trajectories; 0 for whole ones.
+        decay: weight of longer pieces in subtb and fl.
+    """
+
+    vocabulary: str = "own"
+    reward: str = "qed*sa"
+    lead: str | None = None
+    exponent: float = 16.0
+    max_fragments: int = 8
+    min_fragments: int = 2
+    max_atoms: int = 45
+    start: str | None = None
+    stable: bool = True
+    forbidden: str = ""
+    loss: LossName = "tb"
+    backward: Literal["uniform", "maxent"] = "maxent"
+    width: int = 96
+    depth: int = 3
+    replay: float = 0.5
+    epsilon: float = 0.02
+    pieces: int = 0
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        for name, least in (("exponent", 0), ("max_fragments", 1), ("max_atoms", 1), ("width", 1), ("depth", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("replay", "epsilon"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.pieces and self.loss not in ("db", "subtb", "fl"):
+            raise ValueError(f"pieces need the loss db, subtb or fl, got {self.loss}")
+
+
+class Later:
+    """A reward that is made when it is first asked for: the proxy of a checkpoint is not read for those who only sample."""
+
+    def __init__(self, expression: str, lead: str | None) -> None:
+        self.expression, self.lead = expression, lead
+        self._made: list[Any] | None = None
+
+    def part(self, index: int) -> Any:
+        """SMILES -> rewards of one objective."""
+
+        def score(smiles: list[str]) -> Tensor:
+            if self._made is None:
+                objective = Objective(self.expression, self.lead)
+                self._made = [objective.function(i) for i in range(len(objective))]
+            return torch.as_tensor(self._made[index](smiles), dtype=torch.float64)
+
+        return score
+
+
+def make_env(config: FragmentConfig) -> FragmentEnv:
+    """The environment; its rewards are computed without a budget until ``env.reward`` is replaced."""
+    objectives = 1 + sum(c == "," for c in _outside_brackets(config.reward))
+    later = Later(config.reward, config.lead)
+    rewards = [later.part(i) for i in range(objectives)]
+    return FragmentEnv(
+        config.vocabulary,
+        rewards[0] if objectives == 1 else rewards,
+        exponent=config.exponent,
+        max_fragments=config.max_fragments,
+        max_atoms=config.max_atoms,
+        min_fragments=config.min_fragments,
+        start=config.start,
+        stable=config.stable,
+        forbidden=config.forbidden.split(),
+    )
+
+
+def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
+    """The GFlowNet of a configuration, ready to be trained."""
+    config = configured(FragmentConfig, config, "fragment GFlowNet")
+    env = make_env(config)
+    objectives = 1 if callable(env.reward) else len(env.reward or [1])
+    forward_looking, flows = config.loss == "fl", config.loss in ("db", "subtb", "fl")
+    losses: dict[str, Any] = {
+        "tb": trajectory_balance,
+        "vargrad": log_partition_variance,
+        "db": detailed_balance,
+        "subtb": subtrajectory_balance(config.decay),
+        "fl": subtrajectory_balance(config.decay),
+    }
+    several = objectives if objectives > 1 else 0
+    model = GFlowNet(
+        env,
+        GraphPolicy(env, config.width, config.depth, flows=flows, conditions=several),
+        loss=losses[config.loss],
+        backward=config.backward,
+        flows=flows,
+        forward_looking=forward_looking,
+        epsilon=config.epsilon,
+        conditions=(lambda n, g: preferences(n, several, g)) if several else None,
+        partition=torch.nn.Sequential(torch.nn.Linear(several, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1)) if several else None,
+        replay=Replay(kind="prioritised", share=config.replay, alpha=0.1) if config.replay else None,
+        pieces=config.pieces or None,
+        z_rate=30.0,
+    )
+    model.builder, model.config = BUILDER, asdict(config)
+    return model
+
+
+def preferences(count: int, objectives: int, generator: torch.Generator | None = None) -> Tensor:
+    """Weights of several objectives, evenly on the simplex, ``(count, objectives)``."""
+    share = -torch.rand(count, objectives, generator=generator).clamp_min(1e-12).log()
+    return share / share.sum(-1, keepdim=True)
+
+
+@torch.no_grad()
+def set_log_z(model: GFlowNet, size: int = 64, generator: torch.Generator | None = None) -> None:
+    """Begin log Z where the untrained policy has it, rather than at 0, from which it has far to go.
+
+    The rewards that this asks for are counted, as all are.
+    """
+    scores = model.scores(model.draw(size, generator=generator))
+    off = scores.log_reward + scores.log_backward.sum(0) - scores.log_forward.sum(0)
+    model.log_z.fill_(float(off.mean()))
+
+
+def with_settings(config: FragmentConfig, **settings: Any) -> FragmentConfig:
+    """The same with those settings that are not None."""
+    return replace(config, **{k: v for k, v in settings.items() if v is not None})
+
+
+def environment(model: Any) -> FragmentEnv:
+    """The environment of a loaded model.
+
+    Raises:
+        ValueError: it is not one of fragments.
+    """
+    env: Env = model.env
+    if not isinstance(env, FragmentEnv):
+        raise ValueError("this model does not build molecules from fragments")
+    return env
+
+
+def _outside_brackets(text: str) -> str:
+    depth, kept = 0, []
+    for c in text:
+        depth += (c == "[") - (c == "]")
+        if depth == 0:
+            kept.append(c)
+    return "".join(kept)

@@ -1,0 +1,65 @@
+"""``manifoldflow train molecules``: a GFlowNet of fragments on a reward."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from manifoldflow.tasks.common.runs import command_line, run_folder
+from manifoldflow.tasks.molecules.design import FragmentConfig
+from manifoldflow.tasks.molecules.oracle import Oracle
+from manifoldflow.tasks.molecules.rewards import Objective
+from manifoldflow.tasks.molecules.search import TRAINING, learn
+from manifoldflow.training import TrainConfig
+
+MODEL = FragmentConfig()
+
+
+def train(
+    out: str | None = None,
+    model: FragmentConfig = MODEL,
+    training: TrainConfig = TRAINING,
+    steps: int = 1000,
+    calls: int | None = None,
+    batch_size: int = 64,
+    timeout: float | None = None,
+    bad: Literal["raise", "floor"] = "raise",
+    resume: bool = False,
+) -> None:
+    """Train a GFlowNet that builds molecules from fragments in proportion to a reward.
+
+    Args:
+        out: folder of the run; `runs/molecules/REWARD` by default.
+        model: the vocabulary, the reward and its exponent, the loss, the network.
+        training: the optimiser and the devices.
+        steps: batches to learn from.
+        calls: most molecules whose reward is asked for; no end by default.
+        batch_size: trajectories in a batch.
+        timeout: seconds that the reward may take for a batch.
+        bad: a reward that fails, is NaN or late ends the run, or counts as the least.
+        resume: continue the run in `out`, or start it if there is none.
+    """
+    from dataclasses import replace
+
+    if batch_size < 2 or steps < 1:
+        raise ValueError(f"--batch_size must be at least 2 and --steps at least 1, got {batch_size} and {steps}")
+    folder = Path(out) if out else run_folder("molecules", model.reward)
+    objective = Objective(model.reward, model.lead)
+    started = begun(folder, resume)
+    oracle = Oracle(objective, calls, folder, timeout=timeout, bad=bad)
+    facts: dict[str, Any] = {"command": command_line(), "reward": model.reward}
+    learn(model, oracle, replace(training, max_steps=steps), out=folder, batch_size=batch_size, resume=started, facts=facts)
+    found = oracle.answers()
+    best = float(found.reward.max()) if len(found.smiles) else 0.0
+    file = folder / "model.safetensors"
+    print(f"asked for {oracle.used:,} rewards, the best {best:.3f}; wrote {file}; try: manifoldflow sample molecules --checkpoint {folder}")
+
+
+def begun(folder: Path, resume: bool) -> bool:
+    """Whether a run goes on.
+
+    Raises:
+        FileExistsError: the folder holds one, and ``resume`` is off.
+    """
+    there = (folder / "objective.json").exists()
+    if there and not resume:
+        raise FileExistsError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
+    return resume and (folder / "last.ckpt").exists()
