@@ -45,6 +45,7 @@ VERBS = {
     "prepare": "turn raw files into a data set",
     "train": "train a model, or continue a run",
     "sample": "generate from a checkpoint",
+    "optimise": "search for the best under a budget of calls",
     "evaluate": "measure samples, or a model, against data",
     "plot": "draw what a model has learned",
     "reflow": "make (noise, sample) pairs that train a faster model",

@@ -31,7 +31,7 @@ BUILDERS: tuple[str, ...] = (
 SAMPLERS: dict[str, str] = {
     "manifoldflow.tasks.molecules.design:build": "manifoldflow.tasks.molecules.sample_command:sample_fragments",
 }
-"""How ``sample`` draws from a checkpoint, by its builder: ``module:function(model, path, num, out, seed, steps)`` -> files written."""
+"""How ``sample`` draws from a checkpoint, by its builder: ``module:function(model, path, num, out, seed, steps)`` ."""
 
 _LAZY = {
     "AtomEnv": "atom_env",
@@ -49,7 +49,7 @@ _LAZY = {
     "write_molecules": "writing",
 }
 
-__all__ = ["BUILDERS", "COMMANDS", "EXAMPLES", "SAMPLERS", "VERBS", *_LAZY, *VERBS]  # noqa: PLE0604
+__all__ = ["BUILDERS", "COMMANDS", "EXAMPLES", "SAMPLERS", "VERBS", *_LAZY, *VERBS]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,8 +20,8 @@ class AtomEnv(MoleculeEnv):
     """Graphs of atoms. Action 0 ends the molecule; others add an atom to one that is there by a single, double or triple bond, or
     close a ring between two that are not bonded yet.
 
-    The state is a dict: ``atom`` ``(B, N)``, numbers of the kinds, -1 where there is none; ``bond`` ``(B, N, N)``, symmetric orders;
-    ``done`` ``(B,)``. Atoms stand in the order in which they were added, so every atom but the first is bonded to one before it; a
+    The state is a dict: ``atom`` ``(B, N)``, numbers of the kinds, -1 where none is; ``bond`` ``(B, N, N)``, symmetric orders;
+    ``done`` ``(B,)``. Atoms stand in the order in which they were added, so each but the first is bonded to one before it; a
     molecule is as many states as it has such orders. Undone may be the last atom, if it has one bond, and every bond between two
     atoms of which the later one has another bond to an earlier atom: exactly what may have led here.
 
@@ -31,7 +31,7 @@ class AtomEnv(MoleculeEnv):
         max_atoms: N.
         max_rings: most rings to close.
         start: SMILES that every molecule grows from: at its ``*``, or at all atoms that have a hydrogen.
-        exponent, forbidden, smallest, partial: as in :class:`FragmentEnv`. Patterns are for the reward only; small rings, say, are
+        exponent, forbidden, smallest, partial: as in :class:`FragmentEnv`. Patterns are for the reward only; small rings are
             forbidden by ``["[r3]", "[r4]"]``.
 
     Raises:
@@ -304,11 +304,17 @@ class AtomPolicy(nn.Module):
         self.atom = nn.Embedding(env.kinds + 1, width)
         self.by_order = nn.ModuleList(nn.Linear(width, ORDERS * width) for _ in range(depth))
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(3 * width), nn.Linear(3 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            nn.Sequential(
+                nn.LayerNorm(3 * width), nn.Linear(3 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+            )
             for _ in range(depth)
         )
-        self.add = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, env.kinds * ORDERS))
-        self.close = nn.Sequential(nn.LayerNorm(3 * width), nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, ORDERS))
+        self.add = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, env.kinds * ORDERS)
+        )
+        self.close = nn.Sequential(
+            nn.LayerNorm(3 * width), nn.Linear(3 * width, width), nn.SiLU(), nn.Linear(width, ORDERS)
+        )
         self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1 + flows))
 
     def forward(self, seen: Tensor) -> Tensor:
@@ -342,5 +348,7 @@ def _connected_order(mol: Any, points: Sequence[int]) -> list[int]:
     wanted = [a.GetIdx() for a in mol.GetAtoms() if a.GetIdx() not in points]
     order = wanted[:1]
     for a in order:  # grows while it is walked
-        order += [n.GetIdx() for n in mol.GetAtomWithIdx(a).GetNeighbors() if n.GetIdx() in wanted and n.GetIdx() not in order]
+        order += [
+            n.GetIdx() for n in mol.GetAtomWithIdx(a).GetNeighbors() if n.GetIdx() in wanted and n.GetIdx() not in order
+        ]
     return order

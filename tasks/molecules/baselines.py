@@ -23,7 +23,9 @@ def random_molecules(env: Any, count: int, generator: torch.Generator) -> State:
     return simulate(ForwardPolicy(env), x, action_times(env, x), generator=generator)
 
 
-def random_search(env: FragmentEnv, oracle: Oracle, seed: int = 0, size: int = 64, advance: Advance | None = None) -> None:
+def random_search(
+    env: FragmentEnv, oracle: Oracle, seed: int = 0, size: int = 64, advance: Advance | None = None
+) -> None:
     """Ask for random molecules until the budget is spent."""
     generator = torch.Generator().manual_seed(seed)
     _until_spent(oracle, advance, lambda: oracle.ask(env.to_smiles(random_molecules(env, size, generator))))
@@ -75,7 +77,12 @@ def genetic(
 
 
 def local_search(
-    env: FragmentEnv, oracle: Oracle, seed: int = 0, walkers: int = 64, advance: Advance | None = None, patience: int = 20
+    env: FragmentEnv,
+    oracle: Oracle,
+    seed: int = 0,
+    walkers: int = 64,
+    advance: Advance | None = None,
+    patience: int = 20,
 ) -> None:
     """Greedy: every walker keeps a change that is no worse, and begins anew after ``patience`` that were."""
     generator = torch.Generator().manual_seed(seed)
@@ -87,11 +94,12 @@ def local_search(
         nonlocal x, value, still
         tired = still >= patience
         fresh = random_molecules(env, walkers, generator)
-        tried = env.hold(tired, fresh, mutated(env, x, generator))
+        tried: Any = env.hold(tired, fresh, mutated(env, x, generator))
         scored = _scores(oracle, env.to_smiles(tried))
         better = (scored >= value) | tired
         still = torch.where((scored > value) | tired, 0, still + 1)
-        x, value = env.hold(better, tried, x), torch.where(better, scored, value)
+        kept: Any = env.hold(better, tried, x)
+        x, value = kept, torch.where(better, scored, value)
 
     _until_spent(oracle, advance, step)
 
@@ -124,12 +132,16 @@ def _crossed(env: FragmentEnv, x: State, y: State, rows: list[int], dice: random
             kept = parent[1][site]
             parent[1][site] = dice.choice(fits)
             blocks = _flat(a)
-            if len(blocks) <= env.max_fragments and sum(int(book.atom_count[k]) for k, _, _, _ in blocks) <= env.max_atoms:
+            if (
+                len(blocks) <= env.max_fragments
+                and sum(int(book.atom_count[k]) for k, _, _, _ in blocks) <= env.max_atoms
+            ):
                 _write(made, row, blocks, env.max_fragments)
                 break
             parent[1][site] = kept
     able = env.must_fill(made) == 0
-    return env.hold(able, made, x)
+    out: Any = env.hold(able, made, x)
+    return out
 
 
 Tree = tuple[int, dict[int, Any]]
@@ -154,7 +166,9 @@ def _edges(tree: Tree) -> list[tuple[Tree, int]]:
     return found
 
 
-def _flat(tree: Tree, parent: int = -1, site: int = -1, depth: int = 0, made: Any = None) -> list[tuple[int, int, int, int]]:
+def _flat(
+    tree: Tree, parent: int = -1, site: int = -1, depth: int = 0, made: Any = None
+) -> list[tuple[int, int, int, int]]:
     made = [] if made is None else made
     place = len(made)
     made.append((tree[0], parent, site, depth))

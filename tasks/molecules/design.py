@@ -141,7 +141,9 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         forward_looking=forward_looking,
         epsilon=config.epsilon,
         conditions=(lambda n, g: preferences(n, several, g)) if several else None,
-        partition=torch.nn.Sequential(torch.nn.Linear(several, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1)) if several else None,
+        partition=torch.nn.Sequential(torch.nn.Linear(several, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1))
+        if several
+        else None,
         replay=Replay(kind="prioritised", share=config.replay, alpha=0.1) if config.replay else None,
         pieces=config.pieces or None,
         z_rate=30.0,

@@ -1,5 +1,6 @@
 """``manifoldflow evaluate molecules``: what a set of molecules, or a model, is worth."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def evaluate(
     known = _reference(reference, data_folder)
     scores = set_scores(smiles, known)
     total = scores.count + (rejected if samples is not None else 0)
-    head = [
+    head: list[list[Any]] = [
         ["valid", share(scores.valid, total)],
         ["different, of the valid", share(scores.unique, scores.valid)],
         ["internal diversity (1 - mean Tanimoto)", scores.diversity],
@@ -67,7 +68,7 @@ def evaluate(
         ["mean SA score", scores.sa],
         ["mean QED", scores.qed],
     ]
-    wanted |= scores._asdict()
+    wanted |= asdict(scores)
     if known is not None and scores.novel is not None:
         head.insert(2, ["not in the reference, of the different", share(scores.novel, scores.unique)])
         real = set_scores(_some(known, num, seed + 1), None)
@@ -88,7 +89,9 @@ def evaluate(
         print(f"wrote {out}")
 
 
-def _drawn(checkpoint: str, num: int, calls: str | None, seed: int, rows: list[list[Any]], wanted: dict[str, Any]) -> list[str]:
+def _drawn(
+    checkpoint: str, num: int, calls: str | None, seed: int, rows: list[list[Any]], wanted: dict[str, Any]
+) -> list[str]:
     import json
 
     import manifoldflow as mf
@@ -118,7 +121,7 @@ def _drawn(checkpoint: str, num: int, calls: str | None, seed: int, rows: list[l
                 f"{found.spearman:.3f} ({found.low:.3f}-{found.high:.3f})",
             ]
         )
-        wanted |= {"mean_reward": float(values.mean()), "correlation": found._asdict()}
+        wanted |= {"mean_reward": float(values.mean()), "correlation": asdict(found)}
     return smiles
 
 

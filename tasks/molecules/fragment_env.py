@@ -18,8 +18,8 @@ class FragmentEnv(MoleculeEnv):
     where it is attached; ``depth`` ``(B, N)``, how far from the first; ``done`` ``(B,)``. Nodes stand in the order of a walk
     through the tree (a node, then its children by their sites), -1 where there is none. So the order in which blocks were
     added leaves no trace, every leaf may have been the last (that is the exact :meth:`backward_mask`), and equal trees are equal
-    tensors. A molecule that can be begun at several blocks, or whose block has equal sites, is several states; it is made as
-    often as they together.
+    tensors. A molecule that can be begun at several blocks, or whose block has equal sites, is several states; it is
+    made as often as they together.
 
     Masks allow a block only where its bond is allowed, where there is room, and where all sites that must be filled still can be.
 
@@ -31,7 +31,7 @@ class FragmentEnv(MoleculeEnv):
         max_fragments: N, most blocks, the first included.
         max_atoms: most heavy atoms.
         min_fragments: least blocks.
-        start: SMILES of a scaffold (its ``*`` are where it may grow) or of a lead (grows at all atoms that have a hydrogen), which
+        start: SMILES of a scaffold (its ``*`` are where it may grow) or of a lead (grows at atoms that have a hydrogen), which
             is in every molecule. Otherwise they begin with any block that has a ring, if some have.
         stable: only bonds that chemists would make (:meth:`Vocabulary.stable_bonds`).
         forbidden: SMARTS that no molecule may hold. Blocks and bonds that make them are masked out; what only three blocks
@@ -251,7 +251,9 @@ class FragmentEnv(MoleculeEnv):
         total = x["done"].long()
         for i in range(self.max_fragments):
             for n, base in zip(("block", "parent", "site"), bases, strict=True):
-                total = total * (base if fits else 6364136223846793005) + x[n][:, i] + 1  # wraps around where it is a hash
+                total = (
+                    total * (base if fits else 6364136223846793005) + x[n][:, i] + 1
+                )  # wraps around where it is a hash
         return total
 
     def log_paths(self, x: Any) -> Tensor:

@@ -213,7 +213,8 @@ def smarts(patterns: Sequence[str]) -> list[Any]:
 def load_fragments(source: str | Path = OWN) -> Vocabulary:
     """A vocabulary: the embedded one by the name ``own``, a JSON of the published layout, or a list of SMILES with ``*``.
 
-    A site written ``[1*]`` must be filled before a molecule is done (a lone sulfonyl is no drug). JSON: ``block_name``, ``block_smi`` and ``block_r``, lists or dicts by number. Of a list of SMILES every ``*`` is a site; the
+    A site written ``[1*]`` must be filled before a molecule is done (a lone sulfonyl is no drug). JSON: ``block_name``,
+    ``block_smi`` and ``block_r``, lists or dicts by number. Of a list of SMILES every ``*`` is a site; the
     block is attached by that numbered 1 (``[*:1]``), or if none is numbered, by each that symmetry does not make equal.
 
     Raises:
@@ -282,7 +283,7 @@ def blocks_of(mol: Any, name: str, where: str, *, every: bool = False) -> list[B
         numbers.setdefault(neighbour.GetIdx(), []).append(atom.GetAtomMapNum())
         must.setdefault(neighbour.GetIdx(), []).append(atom.GetIsotope() == 1)
         kept = bare.GetAtomWithIdx(neighbour.GetIdx())
-        if kept.GetNoImplicit() or kept.GetIsAromatic() and kept.GetSymbol() != "C":
+        if kept.GetNoImplicit() or (kept.GetIsAromatic() and kept.GetSymbol() != "C"):
             kept.SetNumExplicitHs(kept.GetNumExplicitHs() + 1)
     order = [(m, a, need) for a in numbers for m, need in zip(numbers[a], must[a], strict=True)]
     for point in sorted(points, reverse=True):
@@ -322,7 +323,7 @@ def start_block(smiles: str) -> Block:
     if len(chem.GetMolFrags(mol)) > 1:
         raise ValueError(f"start {smiles!r}: several parts, expected one; leave out the counter-ion")
     written = chem.MolToSmiles(mol)
-    mol = parsed(written)
+    mol = rdkit().MolFromSmiles(written)
     ranks = list(chem.CanonicalRankAtoms(mol, breakTies=False))
     first = {rank: i for i, rank in reversed(list(enumerate(ranks)))}
     sites = [i for i in sorted(first.values()) if mol.GetAtomWithIdx(i).GetTotalNumHs() > 0]
@@ -330,7 +331,8 @@ def start_block(smiles: str) -> Block:
         raise ValueError(f"start {smiles!r}: has no attachment point, as no atom has a hydrogen to give")
     if len(sites) > MOST_SITES:
         raise ValueError(
-            f"start {smiles!r}: {len(sites)} atoms could be attached to, at most {MOST_SITES} are possible; mark those meant with *"
+            f"start {smiles!r}: {len(sites)} atoms could be attached to, at most {MOST_SITES} are possible; "
+            "mark those meant with *"
         )
     return Block("start", written, tuple(sites))
 

@@ -1,6 +1,7 @@
 """How likely a policy makes a given molecule, and whether that goes with its reward."""
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ def log_probability(model: Any, x: Any, draws: int = 16, *, generator: torch.Gen
     return value.logsumexp(-1) - torch.log(torch.tensor(float(draws), dtype=torch.float64))
 
 
-class Correlation(NamedTuple):
+@dataclass(frozen=True)
+class Correlation:
     """Rank correlation of log P and log R with its 95 % bootstrap interval, over so many molecules, and Pearson's."""
 
     spearman: float

@@ -1,8 +1,9 @@
 """What generated molecules are worth as a set: different ones, new ones, modes, alarms, and the distance to real ones."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,8 @@ from manifoldflow.tasks.molecules.chemistry import canonical, parsed, rdkit
 from manifoldflow.tasks.molecules.proxy import fingerprints, tanimoto
 
 
-class SetScores(NamedTuple):
+@dataclass(frozen=True)
+class SetScores:
     """Of a set of SMILES; shares are counted of all that were given.
 
     Attributes:

@@ -18,8 +18,8 @@ class MoleculeEnv(Env):
     r"""An environment whose objects are molecules: subclasses build them, this names and rewards them.
 
     Args:
-        reward: SMILES -> rewards that are not negative; 1 for every molecule if absent. Several make a front of Pareto: the reward
-            of a condition (weights w of them, in sum 1) is their weighted geometric mean.
+        reward: SMILES -> rewards that are not negative; 1 for every molecule if absent. Several make a front of Pareto: the
+            reward of a condition (weights w of them, in sum 1) is their weighted geometric mean.
         exponent: :math:`\beta`; objects are made in proportion to :math:`R^\beta`.
         forbidden: SMARTS patterns; a molecule that holds one has the smallest reward, and is never asked for.
         smallest: least reward of all.

@@ -47,11 +47,11 @@ def optimise(
     --resume without asking again. The reward may be a function of your own, of a list of SMILES: --reward mine.py:score
 
     Args:
-        reward: product of qed, sa, seh, similarity, logp[1,4], mw[200,450], tpsa[40,100] ..., and FILE.py:NAME; with commas a front.
+        reward: product of qed, sa, seh, similarity, logp[1,4], mw[200,450], tpsa[40,100] and FILE.py:NAME; commas make a front.
         calls: molecules whose reward may be asked for.
         out: folder to write to; `runs/molecules/REWARD_METHOD` by default.
         method: gflownet (learns), genetic, local or random: the same molecules, the same budget.
-        start: SMILES of a scaffold (its `*` are where it grows) or of a lead (grows at atoms with hydrogen), part of every molecule.
+        start: SMILES of a scaffold (its `*` are where it grows) or of a lead (grows at atoms with hydrogen).
         lead: SMILES that the term similarity refers to.
         forbidden: SMARTS that no molecule may hold, with spaces between them.
         vocabulary: of fragments: own, a JSON, or a list of SMILES with `*`.
@@ -66,7 +66,7 @@ def optimise(
     """
     if batch_size < 2:
         raise ValueError(f"--batch_size must be at least 2, got {batch_size}")
-    given = {"start": start, "lead": lead, "forbidden": forbidden, "vocabulary": vocabulary}
+    given: dict[str, Any] = {"start": start, "lead": lead, "forbidden": forbidden, "vocabulary": vocabulary}
     config = replace(model, reward=reward, **{k: v for k, v in given.items() if v is not None})
     objective = Objective(reward, config.lead)
     folder = Path(out) if out else run_folder("molecules", f"{Path(reward).name}_{method}")
@@ -141,7 +141,9 @@ def _finish(
         "reward": objective.text,
         "method": method,
         "calls": f"{oracle.used:,}",
-        "settings": json.dumps({k: v for k, v in vars(config).items() if k in ("exponent", "loss", "start", "forbidden", "vocabulary")}),
+        "settings": json.dumps(
+            {k: v for k, v in vars(config).items() if k in ("exponent", "loss", "start", "forbidden", "vocabulary")}
+        ),
         **{str(k): v if isinstance(v, str) else f"{v:.4g}" for k, v in rows[1:]},
     }
     files = write_results(

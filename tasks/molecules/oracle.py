@@ -68,7 +68,9 @@ class Oracle:
             if said.exists():
                 before = json.loads(said.read_text(encoding="utf-8"))
                 if before != now:
-                    raise ValueError(f"{folder} holds answers for the reward {before['reward']}, not {objective.text}; take another --out")
+                    raise ValueError(
+                        f"{folder} holds answers for the reward {before['reward']}, not {objective.text}; take another --out"
+                    )
             write_json(said, now)
         made = functions or [objective.function(i) for i in range(len(objective))]
         self.parts = [
@@ -111,7 +113,9 @@ class Oracle:
     def ask(self, smiles: Sequence[str]) -> Tensor:
         """Rewards ``(n, M)`` of as many as the budget allows: NaN of the rest."""
         value = torch.full((len(smiles), len(self.parts)), torch.nan, dtype=torch.float64)
-        left, can, new = self.left, [], set()
+        left = self.left
+        can: list[int] = []
+        new: set[str] = set()
         for i, text in enumerate(smiles):
             if not self.knows(text) and text not in new:
                 if left is not None and len(new) >= left:

@@ -44,11 +44,15 @@ class GraphPolicy(nn.Module):
         self.site = nn.Embedding(env.sites + 1, width)
         self.given = nn.Linear(conditions, width) if conditions else None
         self.layers = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            nn.Sequential(
+                nn.LayerNorm(4 * width), nn.Linear(4 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width)
+            )
             for _ in range(depth)
         )
         self.whole = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU())
-        self.query = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.query = nn.Sequential(
+            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.match = nn.Parameter(torch.randn(self.rest, width) / width**0.5)
         self.offer = nn.Linear(features.shape[1], width)
         self.bias = nn.Parameter(torch.zeros(self.rest))
@@ -78,12 +82,16 @@ class GraphPolicy(nn.Module):
         size = there.sum(-1, keepdim=True).clamp_min(1).to(h.dtype)
         for layer in self.layers:
             flat = h.flatten(0, 1)
-            from_parent = torch.where(has_parent.unsqueeze(-1), flat[above.clamp_max(count * n - 1)].view_as(h) + edge, 0.0)
+            from_parent = torch.where(
+                has_parent.unsqueeze(-1), flat[above.clamp_max(count * n - 1)].view_as(h) + edge, 0.0
+            )
             from_children = segment_sum((h + edge).flatten(0, 1), above, count * n + 1)[:-1].view_as(h)
             mean = ((h * there.unsqueeze(-1)).sum(1) / size).unsqueeze(1).expand_as(h)
             h = h + layer(torch.cat([h, from_parent, from_children, mean], -1))
         summed = (h * there.unsqueeze(-1)).sum(1)
-        pooled = self.whole(torch.cat([summed / size, torch.where(there.any(1, keepdim=True), summed / 8, h[:, 0])], -1))
+        pooled = self.whole(
+            torch.cat([summed / size, torch.where(there.any(1, keepdim=True), summed / 8, h[:, 0])], -1)
+        )
         spots = max(n - 1, 1)
         asked = h[:, :spots].unsqueeze(2) + self.site.weight[: self.sites]  # (B, N - 1, S, W)
         query = self.query(torch.cat([asked, pooled[:, None, None].expand_as(asked)], -1))

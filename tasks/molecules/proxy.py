@@ -75,7 +75,9 @@ class TanimotoRidge(nn.Module):
         super().__init__()
         self.config = {"size": size, "entries": entries, "target": target, "low": low, "high": high}
         self.low, self.high = low, high
-        self.register_buffer("ends", torch.zeros(len(KINDS) * size, dtype=torch.int32))  # of every row, in the two below
+        self.register_buffer(
+            "ends", torch.zeros(len(KINDS) * size, dtype=torch.int32)
+        )  # of every row, in the two below
         self.register_buffer("places", torch.zeros(entries, dtype=torch.int16))
         self.register_buffer("counts", torch.zeros(entries, dtype=torch.uint8))
         self.register_buffer("weight", torch.zeros(size))
@@ -154,7 +156,7 @@ def scaffold_folds(smiles: Sequence[str], folds: int = 5) -> list[list[int]]:
 
 
 def scaffold_scores(smiles: Sequence[str], value: Tensor, *, folds: int = 5, ridge: float = 0.02) -> dict[str, float]:
-    """R^2 and Spearman's correlation of predictions for scaffolds that were left out, with the plain Tanimoto kernel beside ours."""
+    """R^2 and Spearman's correlation for scaffolds that were left out, with the plain Tanimoto kernel beside ours."""
     from scipy.stats import spearmanr
 
     ours = TanimotoRidge.fitted(smiles, value, ridge).kernel(smiles).double()

@@ -1,35 +1,24 @@
-"""Drawn molecules: a picture of the best, and a page with structures, rewards, fronts, and turning conformers; it works offline."""
+"""Drawn molecules: a picture of the best, and a page with structures, rewards, fronts, and turning conformers."""
 
+import heapq
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from manifoldflow.files import write_bytes, write_text
+from manifoldflow.files import write_bytes
 from manifoldflow.tasks.common.plots import new_figure
 from manifoldflow.tasks.molecules.chemistry import parsed, rdkit
 
-CSS = """
-:root { color-scheme: light dark; --line: #d4d7dd; --soft: #667; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; } p.note { color: var(--soft); max-width: 75ch; }
-table { border-collapse: collapse; } td, th { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); }
-td:first-child, th:first-child { text-align: left; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); gap: 12px; }
-figure.card { margin: 0; border: 1px solid var(--line); border-radius: 8px; padding: 6px; background: #fff; color: #222; }
-figure.card svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; } figcaption b { font-size: 13px; }
-.plot svg { max-width: 100%; height: auto; background: #fff; border-radius: 8px; }
-"""
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
-def drawing(smiles: str, width: int = 240, height: int = 180) -> str:
-    """A molecule as SVG."""
+def drawing(smiles: str, width: int = 240, height: int = 170) -> str:
+    """A molecule as SVG; an empty picture of what is none."""
     rdkit()
     from rdkit.Chem.Draw import rdMolDraw2D
 
     pen = rdMolDraw2D.MolDraw2DSVG(width, height)
-    pen.drawOptions().clearBackground = False
     mol = parsed(smiles)
     if mol is not None:
         rdMolDraw2D.PrepareAndDrawMolecule(pen, mol)
@@ -39,19 +28,33 @@ def drawing(smiles: str, width: int = 240, height: int = 180) -> str:
 
 
 def draw_grid(path: str | Path, smiles: Sequence[str], captions: Sequence[str], columns: int = 5) -> Path:
-    """Molecules in a PNG picture, row by row."""
+    """Molecules in a PNG picture, row by row; what is no molecule is left out."""
     rdkit()
-    from rdkit.Chem import Draw
     from rdkit.Chem.Draw import rdMolDraw2D
 
-    mols = [parsed(s) for s in smiles]
-    rows = max(1, -(-len(mols) // columns))
+    pairs = [(m, c) for m, c in zip(map(parsed, smiles), captions, strict=True) if m is not None]
+    rows, columns = max(1, -(-len(pairs) // columns)), max(1, min(columns, len(pairs)))
     pen = rdMolDraw2D.MolDraw2DCairo(260 * columns, 220 * rows, 260, 220)
-    pen.drawOptions().legendFontSize = 16
-    del Draw
-    pen.DrawMolecules([m for m in mols if m is not None], legends=[c for c, m in zip(captions, mols, strict=True) if m is not None])
+    options: Any = pen.drawOptions()
+    options.legendFontSize = 16
+    pen.DrawMolecules([m for m, _ in pairs], legends=[c for _, c in pairs])
     pen.FinishDrawing()
     return write_bytes(path, pen.GetDrawingText())
+
+
+def cards(smiles: Sequence[str], captions: Sequence[str]) -> "Markup":
+    """Drawn molecules side by side, on white, as the colours of atoms are made for it."""
+    from markupsafe import Markup
+
+    style = "background:#fff;border-radius:8px;padding:4px;margin:0 0 4px"
+    parts = []
+    for text, caption in zip(smiles, captions, strict=True):
+        drawn = Markup(drawing(text))  # RDKit's own lines: nothing of a file goes into them
+        parts.append(
+            Markup('<figure style="margin:0;width:230px"><div style="{}">{}</div><figcaption><b>{}</b><br>'
+                   '<small style="overflow-wrap:anywhere">{}</small></figcaption></figure>').format(style, drawn, caption, text)
+        )  # fmt: skip
+    return Markup('<div style="display:flex;flex-wrap:wrap;gap:14px">{}</div>').format(Markup("").join(parts))
 
 
 def write_report(
@@ -62,7 +65,6 @@ def write_report(
     *,
     facts: Mapping[str, str],
     plots: Mapping[str, Any] | None = None,
-    tables: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]] | None = None,
     views: int = 8,
     seed: int = 0,
 ) -> Path:
@@ -73,64 +75,49 @@ def write_report(
         title: of the page.
         smiles: molecules, the best first.
         captions: a line for each.
-        facts: what was done, in a table of two columns.
+        facts: what was done, and what came of it.
         plots: headings and matplotlib figures.
-        tables: headings, and for each the columns and rows of a table.
         views: how many of the first are shown turning, as conformers of RDKit (ETKDG, MMFF).
         seed: of the conformers.
     """
-    from manifoldflow.tasks.common.viewer import POLICY, Scene, Viewers
+    from manifoldflow.tasks.common import report
+    from manifoldflow.tasks.common.viewer import Scene
     from manifoldflow.tasks.molecules.writing import conformer
 
-    viewers = Viewers()
-    parts = [f"<h1>{escape(title)}</h1>", _table(("", ""), [(k, v) for k, v in facts.items()])]
-    for heading, figure in (plots or {}).items():
-        parts.append(f'<h2>{escape(heading)}</h2><div class="plot">{_svg(figure)}</div>')
-    for heading, (columns, rows) in (tables or {}).items():
-        parts.append(f"<h2>{escape(heading)}</h2>{_table(columns, rows)}")
-    parts.append("<h2>Molecules</h2><div class='cards'>")
-    for text, caption in zip(smiles, captions, strict=True):
-        head = f"<b>{escape(caption)}</b><br>" if caption else ""
-        parts.append(f"<figure class='card'>{drawing(text)}<figcaption>{head}{escape(text)}</figcaption></figure>")
-    parts.append("</div>")
+    page = report.Report(title, chips=[("molecules shown", f"{len(smiles)}")])
+    page.card("What was done", report.facts(facts))
+    drawn = [(heading, report.figure(figure, heading)) for heading, figure in (plots or {}).items()]
+    for i in range(0, len(drawn), 2):
+        page.cards(drawn[i : i + 2])
+    page.card("Molecules", cards(smiles, captions))
     scenes = []
     for text, caption in list(zip(smiles, captions, strict=True))[:views]:
         block = rdkit().MolToMolBlock(conformer(text, seed))
         scenes.append(Scene(block + "$$$$\n", "sdf", caption=f"{caption}\n{text}"))
     if scenes:
-        parts.append("<h2>In three dimensions</h2><p class='note'>Conformers of RDKit (ETKDG, then MMFF): what these molecules may look "
-                     "like, not what a model made. Point at one to turn it.</p>")  # fmt: skip
-        parts.append(viewers.grid(scenes))
-    body = "\n".join(parts)
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{CSS}{viewers.css()}</style></head><body>{body}{viewers.scripts()}</body></html>"
-    )
-    return write_text(path, page)
+        note = "Conformers of RDKit (ETKDG, then MMFF): what these molecules may look like, not what a model made. Drag to turn."
+        page.card("In three dimensions", page.grid(scenes), note=note)
+    return page.write(path)
 
 
 def histogram(groups: Mapping[str, Sequence[float]], label: str) -> Any:
-    """Distributions of a number, one line a group."""
-    figure = new_figure(7, 3, extra="molecules")
-    axes = figure.subplots()
+    """Distributions of a number, one area a group."""
+    figure, axes, colours = _axes()
     low = min((min(v) for v in groups.values() if len(v)), default=0.0)
     high = max((max(v) for v in groups.values() if len(v)), default=1.0)
-    for name, values in groups.items():
-        axes.hist(values, bins=40, range=(low, high if high > low else low + 1), density=True, histtype="stepfilled", alpha=0.45, label=name)
-    axes.set(xlabel=label, ylabel="density")
-    axes.legend(frameon=False)
-    return figure
+    for colour, (name, values) in zip(colours * len(groups), groups.items(), strict=False):
+        limits = (low, high if high > low else low + 1)
+        axes.hist(
+            values, bins=40, range=limits, density=True, histtype="stepfilled", alpha=0.5, label=name, color=colour
+        )
+    return _finished(figure, axes, label, "density")
 
 
 def progress(reward: Sequence[float], label: str = "reward", count: int = 100) -> Any:
     """The rewards in the order of the calls, and the mean of the best so far."""
-    import heapq
-
-    figure = new_figure(7, 3, extra="molecules")
-    axes = figure.subplots()
-    axes.plot(range(1, len(reward) + 1), reward, ".", markersize=2, alpha=0.25, label="every call")
+    figure, axes, colours = _axes()
+    calls = range(1, len(reward) + 1)
+    axes.plot(calls, reward, ".", markersize=2, alpha=0.3, label="every call", color=colours[2], rasterized=True)
     best: list[float] = []
     mean = []
     for value in reward:
@@ -138,37 +125,35 @@ def progress(reward: Sequence[float], label: str = "reward", count: int = 100) -
         if len(best) > count:
             heapq.heappop(best)
         mean.append(sum(best) / len(best))
-    axes.plot(range(1, len(reward) + 1), mean, label=f"mean of the best {count}")
-    axes.set(xlabel="calls", ylabel=label)
-    axes.legend(frameon=False)
-    return figure
+    axes.plot(calls, mean, label=f"mean of the best {count}", color=colours[0])
+    return _finished(figure, axes, "calls", label)
 
 
 def front(values: Any, names: Sequence[str]) -> Any:
-    """Two objectives against each other, with the molecules that no other beats."""
+    """Two objectives against each other ``(n, 2)``, with the molecules that no other beats."""
     from manifoldflow.tasks.molecules.metrics import pareto_front
 
-    figure = new_figure(5, 4.5, extra="molecules")
-    axes = figure.subplots()
+    figure, axes, colours = _axes(5, 4.2)
     best = pareto_front(values[:, :2])
-    order = values[best][:, 0].argsort()
-    axes.plot(values[:, 0], values[:, 1], ".", markersize=3, alpha=0.3, label="asked for")
-    axes.plot(values[best][order, 0], values[best][order, 1], "o-", markersize=4, label="front of Pareto")
-    axes.set(xlabel=names[0], ylabel=names[1])
+    ends = values[best][values[best][:, 0].argsort()]
+    axes.plot(
+        values[:, 0], values[:, 1], ".", markersize=3, alpha=0.4, label="molecules", color=colours[2], rasterized=True
+    )
+    axes.plot(ends[:, 0], ends[:, 1], "o-", markersize=4, label="front of Pareto", color=colours[1])
+    return _finished(figure, axes, *names[:2])
+
+
+def _axes(width: float = 6, height: float = 3) -> tuple[Any, Any, list[str]]:
+    from manifoldflow.tasks.common.report import PALETTE
+
+    figure = new_figure(width, height, extra="molecules")
+    return figure, figure.subplots(), [PALETTE["accent"], PALETTE["second"], PALETTE["third"], PALETTE["reference"]]
+
+
+def _finished(figure: Any, axes: Any, x: str, y: str) -> Any:
+    from manifoldflow.tasks.common.report import style_axes
+
+    axes.set(xlabel=x, ylabel=y)
     axes.legend(frameon=False)
+    style_axes(axes)
     return figure
-
-
-def _svg(figure: Any) -> str:
-    import io
-
-    made = io.StringIO()
-    figure.savefig(made, format="svg")
-    text = made.getvalue()
-    return text[text.index("<svg") :]
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(c)}</th>" for c in columns) if any(columns) else ""
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -61,7 +61,9 @@ def write_results(
     files = [write_molecules(table, smiles, columns=columns, seed=seed)]
     captions = []
     for row in values[:best].tolist():
-        captions.append(", ".join(f"{n} {v:.3f}" for n, v in zip(names, row, strict=True)) if len(names) > 1 else f"{row[0]:.3f}")
+        captions.append(
+            ", ".join(f"{n} {v:.3f}" for n, v in zip(names, row, strict=True)) if len(names) > 1 else f"{row[0]:.3f}"
+        )
     files.append(draw_grid(folder / PICTURE, smiles[:best], captions))
     plots: dict[str, Any] = {}
     if asked is not None:

@@ -1,4 +1,4 @@
-"""What molecules are worth: drug-likeness, ease of making, windows on properties, likeness to a lead, a proxy, and products of them."""
+"""What molecules are worth: drug-likeness, ease of making, windows on properties, likeness to a lead, products."""
 
 import importlib
 import importlib.util
@@ -172,7 +172,9 @@ class Objective:
         found = re.fullmatch(r"([^\[\]]+)(?:\[([^,\]]*),([^,\]]*)\])?", word)
         try:
             raised = float(power) if power else 1.0
-            window = (_bound(found[2], -math.inf), _bound(found[3], math.inf)) if found and found[2] is not None else None
+            window = (
+                (_bound(found[2], -math.inf), _bound(found[3], math.inf)) if found and found[2] is not None else None
+            )
         except ValueError:
             raise ValueError(f"reward {text!r}: a window is [low,high], a power ^2, with numbers") from None
         if not found:
@@ -185,9 +187,13 @@ class Objective:
             return Term(text, name, window, raised, lambda _, smiles: own(list(smiles)))
         if name not in (*PROPERTIES, "seh", "similarity"):
             known = ", ".join(sorted([*PROPERTIES, "seh", "similarity"]))
-            raise ValueError(f"reward {text!r}: no term is called {name!r}; there are {known}, or a function FILE.py:NAME")
+            raise ValueError(
+                f"reward {text!r}: no term is called {name!r}; there are {known}, or a function FILE.py:NAME"
+            )
         if window is None and name not in UNIT:
-            raise ValueError(f"reward {text!r}: {name} is not between 0 and 1; give a window, such as {name}[{_example(name)}]")
+            raise ValueError(
+                f"reward {text!r}: {name} is not between 0 and 1; give a window, such as {name}[{_example(name)}]"
+            )
         return Term(text, name, window, raised, self._values(name))
 
     def _values(self, name: str) -> Values:

@@ -69,7 +69,14 @@ def sample_fragments(model: Any, path: Path, num: int, out: Path, seed: int, ste
         }
         ranked = [smiles[i] for i in order.tolist()]
         _, picture, page = write_results(
-            out, out.parent, ranked, values[order], objective.names, title="Molecules of fragments", facts=facts, seed=seed
+            out,
+            out.parent,
+            ranked,
+            values[order],
+            objective.names,
+            title="Molecules of fragments",
+            facts=facts,
+            seed=seed,
         )
     print(f"wrote {plural(num, 'molecule')} ({len(set(smiles)):,} different, mean {config['reward']} "
           f"{float(values[:, 0].mean()):.3f}) to {out}; picture: {picture}; page: {page}")  # fmt: skip

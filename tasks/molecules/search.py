@@ -104,5 +104,5 @@ def search(
 
     env = make_env(config)
     env.reward = oracle.rewards
-    ways = {"genetic": genetic, "local": local_search, "random": random_search}
+    ways: dict[str, Any] = {"genetic": genetic, "local": local_search, "random": random_search}
     ways[method](env, oracle, seed, advance=advance)

@@ -46,11 +46,20 @@ def train(
     started = begun(folder, resume)
     oracle = Oracle(objective, calls, folder, timeout=timeout, bad=bad)
     facts: dict[str, Any] = {"command": command_line(), "reward": model.reward}
-    learn(model, oracle, replace(training, max_steps=steps), out=folder, batch_size=batch_size, resume=started, facts=facts)
+    learn(
+        model,
+        oracle,
+        replace(training, max_steps=steps),
+        out=folder,
+        batch_size=batch_size,
+        resume=started,
+        facts=facts,
+    )
     found = oracle.answers()
     best = float(found.reward.max()) if len(found.smiles) else 0.0
     file = folder / "model.safetensors"
-    print(f"asked for {oracle.used:,} rewards, the best {best:.3f}; wrote {file}; try: manifoldflow sample molecules --checkpoint {folder}")
+    print(f"asked for {oracle.used:,} rewards, the best {best:.3f}; wrote {file}")
+    print(f"try: manifoldflow sample molecules --checkpoint {folder}")
 
 
 def begun(folder: Path, resume: bool) -> bool:
