@@ -14,6 +14,7 @@ SHOWN = {
     "densities.md": "tasks/densities/README.md",
     "dna.md": "tasks/dna/README.md",
     "crystals.md": "tasks/crystals/README.md",
+    "molecules.md": "tasks/molecules/README.md",
     "benchmarks.md": "benchmarks/README.md",
 }
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")

@@ -198,8 +198,8 @@ def _until_spent(oracle: Oracle, advance: Advance | None, step: Callable[[], Any
     """Repeat a step until the budget is spent, or until so many in a row found nothing new."""
     idle = 0
     while (oracle.left is None or oracle.left > 0) and idle < fruitless:
-        before = oracle.used
+        before = len(oracle.met)
         step()
-        idle = 0 if oracle.used > before else idle + 1
+        idle = 0 if len(oracle.met) > before else idle + 1
         if advance is not None:
             advance(oracle.used, oracle.calls or 0)

@@ -44,6 +44,10 @@ class Oracle:
         batch: molecules that the function gets at once.
         functions: instead of those of the objective.
 
+    Attributes:
+        met: molecules that were asked for since the program began, known before or not: how a search that is repeated up to
+            where it was stopped knows that it moves.
+
     Raises:
         ValueError: the folder holds answers of another objective.
     """
@@ -62,6 +66,7 @@ class Oracle:
         if calls is not None and calls < 1:
             raise ValueError(f"calls must be at least 1, got {calls}")
         self.objective, self.calls = objective, calls
+        self.met: set[str] = set()
         folder = None if folder is None else Path(folder)
         if folder is not None:
             said, now = folder / "objective.json", {"reward": objective.text, "lead": objective.lead}
@@ -122,6 +127,7 @@ class Oracle:
                     continue
                 new.add(text)
             can.append(i)
+        self.met.update(smiles[i] for i in can)
         if can:
             try:
                 value[torch.tensor(can)] = torch.stack([part([smiles[i] for i in can]) for part in self.parts], -1)

@@ -86,9 +86,9 @@ def spend(model: Any, oracle: Oracle, seed: int = 0, size: int = 64, fruitless: 
     generator = torch.Generator().manual_seed(seed + 1)
     idle = 0
     while oracle.left and idle < fruitless:
-        before = oracle.used
+        before = len(oracle.met)
         oracle.ask(env.to_smiles(model.sample(size, generator=generator)))
-        idle = 0 if oracle.used > before else idle + 1
+        idle = 0 if len(oracle.met) > before else idle + 1
 
 
 def search(
