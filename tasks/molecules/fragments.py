@@ -162,12 +162,13 @@ class Vocabulary:
         heteroatom, between two carbonyls or sulfonyls, and of a heteroatom to a carbon that is between two already.
         """
         kinds = [[_kind(mol, atom) for atom in block.sites] for block, mol in zip(self.blocks, self.mols, strict=True)]
-        allowed = torch.zeros(len(self), self.most_sites, len(self), dtype=torch.bool)
-        for k, own in enumerate(kinds):
-            for s, a in enumerate(own):
-                for j, other in enumerate(kinds):
-                    allowed[k, s, j] = _stable(a, other[0])
-        return allowed
+        rest = [[False] * len(self)]  # of sites that a block does not have
+        return torch.tensor(
+            [
+                [[_stable(a, other[0]) for other in kinds] for a in own] + rest * (self.most_sites - len(own))
+                for own in kinds
+            ]
+        )
 
     def bonds_without(self, patterns: Sequence[str]) -> Tensor:
         """Which bonds make none of the SMARTS patterns that was not in either block before, bool ``(K, S, K)``, by trying all.
@@ -177,14 +178,15 @@ class Vocabulary:
         """
         queries = smarts(patterns)
         whole = [not any(mol.HasSubstructMatch(q) for q in queries) for mol in map(_checked, self.mols)]
-        allowed = torch.zeros(len(self), self.most_sites, len(self), dtype=torch.bool)
-        for k, block in enumerate(self.blocks):
-            for s in range(len(block.sites)):
-                for j in range(len(self)):
-                    if whole[k] and whole[j]:
-                        pair = self.assemble([k, j], [-1, 0], [-1, s])
-                        allowed[k, s, j] = not any(pair.HasSubstructMatch(q) for q in queries)
-        return allowed
+
+        def fits(k: int, s: int, j: int) -> bool:
+            if s >= len(self.blocks[k].sites) or not (whole[k] and whole[j]):
+                return False
+            pair = self.assemble([k, j], [-1, 0], [-1, s])
+            return not any(pair.HasSubstructMatch(q) for q in queries)
+
+        every = range(len(self))
+        return torch.tensor([[[fits(k, s, j) for j in every] for s in range(self.most_sites)] for k in every])
 
     def blocks_without(self, patterns: Sequence[str]) -> Tensor:
         """Which blocks hold none of the patterns, bool ``(K,)``."""
