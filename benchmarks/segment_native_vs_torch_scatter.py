@@ -1,9 +1,9 @@
 """How quick are sums and maxima over ragged groups by torch alone, and by torch-scatter's kernels?
 
-python benchmarks/segment_native_vs_torch_scatter.py
+    python benchmarks/segment_native_vs_torch_scatter.py
 
-Rows that say which group they belong to, as the nodes of a batch of molecules do. Medians of alternating runs in one process; forward
-and backward. Where torch-scatter is not installed (it has no wheels on the package index), its rows say so.
+Rows that say which group they belong to, as the nodes of a batch of molecules do. Medians of alternating runs in one process,
+forward and backward. Where torch-scatter is not installed (it has no wheels on the package index), its rows say so.
 """
 
 import argparse

@@ -104,6 +104,36 @@ def local_search(
     _until_spent(oracle, advance, step)
 
 
+class Offspring:
+    """Children of the best molecules seen, to learn from beside those of the policy (genetic-guided GFlowNets, Kim et al. 2024).
+
+    What ``GFlowNet(local_search=...)`` takes: as many children as the policy made molecules. Parents are drawn by rank from the
+    replay store, subtrees are exchanged, a few blocks are grown anew; each child's reward is asked for, and a trajectory to it is
+    drawn backward. Balance losses learn from any trajectory, so the law that is learned stays that of the reward.
+
+    Args:
+        env: the environment.
+        crossover: share of children of two parents.
+    """
+
+    def __init__(self, env: FragmentEnv, crossover: float = 0.5) -> None:
+        self.env, self.crossover = env, crossover
+
+    def __call__(self, model: Any, made: Any, generator: torch.Generator | None = None) -> list[Any]:
+        """Trajectories to the children, with their rewards."""
+        size = made.size
+        if model.replay is None or not model.replay.count(size + 1):
+            return []
+        own = generator if generator is not None else torch.Generator().manual_seed(int(torch.randint(2**31, ())))
+        x, _, _ = model.replay.draw(2 * size, generator)
+        dice = random.Random(int(torch.randint(2**31, (), generator=own)))
+        first, second = (_rows(x, rows) for rows in torch.arange(2 * size).chunk(2))
+        crossed = [i for i in range(size) if dice.random() < self.crossover]
+        children = mutated(self.env, _crossed(self.env, first, second, crossed, dice), own)
+        gained = model._paid(children, made.cond)
+        return [model.taken_apart(children, made.cond, generator=generator)._replace(log_reward=gained)]
+
+
 def mutated(env: Any, x: State, generator: torch.Generator, most: int = 3) -> State:
     """One to ``most`` blocks taken off evenly at random (after the end is undone), then grown anew at random."""
     count = len(x["done"])

@@ -16,6 +16,7 @@ from manifoldflow.gflownet import (
     trajectory_balance,
 )
 from manifoldflow.tasks.common.runs import configured
+from manifoldflow.tasks.molecules.baselines import Offspring
 from manifoldflow.tasks.molecules.fragment_env import FragmentEnv
 from manifoldflow.tasks.molecules.policies import GraphPolicy
 from manifoldflow.tasks.molecules.rewards import Objective
@@ -46,6 +47,7 @@ class FragmentConfig:
         width: of the network.
         depth: rounds of messages.
         replay: share of a batch that is drawn from molecules seen before.
+        offspring: learn also from as many children of the best molecules seen as the policy makes itself.
         epsilon: share of random actions while training.
         pieces: learn from random pieces of this many steps, not whole trajectories; 0 for whole ones.
         decay: weight of longer pieces in subtb and fl.
@@ -54,7 +56,7 @@ class FragmentConfig:
     vocabulary: str = "own"
     reward: str = "qed*sa"
     lead: str | None = None
-    exponent: float = 16.0
+    exponent: float = 32.0
     max_fragments: int = 8
     min_fragments: int = 2
     max_atoms: int = 45
@@ -66,6 +68,7 @@ class FragmentConfig:
     width: int = 96
     depth: int = 3
     replay: float = 0.5
+    offspring: bool = True
     epsilon: float = 0.02
     pieces: int = 0
     decay: float = 0.9
@@ -145,6 +148,7 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         if several
         else None,
         replay=Replay(kind="prioritised", share=config.replay, alpha=0.1) if config.replay else None,
+        local_search=Offspring(env) if config.offspring and config.replay else None,
         pieces=config.pieces or None,
         z_rate=30.0,
     )

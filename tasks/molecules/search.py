@@ -64,7 +64,7 @@ def learn(
     model = build(config)
     env = environment(model)
     env.reward = oracle.rewards
-    fresh = max(1, batch_size - round(batch_size * config.replay))
+    fresh = max(1, batch_size - round(batch_size * config.replay)) * (1 + (model.local_search is not None))
     if oracle.calls is not None:
         training = replace(training, max_steps=max(1, min(training.max_steps, oracle.calls // fresh)))
     try:
