@@ -135,6 +135,7 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         "fl": subtrajectory_balance(config.decay),
     }
     several = objectives if objectives > 1 else 0
+    children: Any = Offspring(env) if config.offspring and config.replay else None
     model = GFlowNet(
         env,
         GraphPolicy(env, config.width, config.depth, flows=flows, conditions=several),
@@ -148,7 +149,7 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         if several
         else None,
         replay=Replay(kind="prioritised", share=config.replay, alpha=0.1) if config.replay else None,
-        local_search=Offspring(env) if config.offspring and config.replay else None,
+        local_search=children,
         pieces=config.pieces or None,
         z_rate=30.0,
     )
