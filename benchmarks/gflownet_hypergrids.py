@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the seconds")
     parser.add_argument("--grids", default="2x8,2x16,4x8,2x32")
     parser.add_argument("--r0", default="0.1,0.01,0.001")
+    parser.add_argument("--losses", default=",".join(LOSSES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     print("| grid | R0 | row | exact TV | log Z error | trajectories | processor s |\n|---|---|---|---|---|---|---|")
@@ -85,7 +86,7 @@ def main() -> None:
             every = gf.enumerate_env(env)
             law = env.log_reward(every.objects).double().softmax(0)
             seconds, calls = SECONDS[dim, height] * given.scale, 0
-            for name in LOSSES:
+            for name in given.losses.split(","):
                 model, count = trained(env, name, seconds)
                 calls = calls or count
                 off = abs(float(model.log_z.detach()) - env.log_z)

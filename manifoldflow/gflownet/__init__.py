@@ -23,6 +23,7 @@ from manifoldflow.gflownet.search import LocalSearch
 from manifoldflow.gflownet.sequences import BitSequences, Sequences
 from manifoldflow.gflownet.sets import ItemSets
 from manifoldflow.gflownet.steps import WrappedSteps
+from manifoldflow.gflownet.tuning import FlowSteps, RelativeBalance
 
 __all__ = [
     "BackwardPolicy",
@@ -32,6 +33,7 @@ __all__ = [
     "DriftedWalk",
     "Enumeration",
     "Env",
+    "FlowSteps",
     "ForwardPolicy",
     "GFlowNet",
     "Hypergrid",
@@ -40,6 +42,7 @@ __all__ = [
     "LocalSearch",
     "Mlp",
     "PinnedBridge",
+    "RelativeBalance",
     "Replay",
     "Reward",
     "RewardError",

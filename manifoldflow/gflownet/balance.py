@@ -117,13 +117,16 @@ class Balance(nn.Module):
         return total - math.log(size), (2 * total - (2 * weight).logsumexp(0)).exp() / size
 
 
-def step_scores(kernel: Any, trajectory: Trajectory) -> Tensor:
+def step_scores(kernel: Any, trajectory: Any, cond: Any = None) -> Tensor:
     """Log-probability of every step, ``(T, B)``, in one pass where the kernel can."""
+    given = {} if cond is None else {"cond": cond}
     if hasattr(kernel, "log_probs_of"):
-        return kernel.log_probs_of(trajectory)
+        return kernel.log_probs_of(trajectory, **given)
     times = trajectory.times
     pairs = range(len(times) - 1)
-    return torch.stack([kernel.log_prob(trajectory.at(i), trajectory.at(i + 1), times[i], times[i + 1]) for i in pairs])
+    return torch.stack(
+        [kernel.log_prob(trajectory.at(i), trajectory.at(i + 1), times[i], times[i + 1], **given) for i in pairs]
+    )
 
 
 def check_reward(value: Tensor, like_: Tensor) -> Tensor:
