@@ -27,7 +27,7 @@ def wrong(kind):
             if kind == "length":
                 return length(words)[:-1]
             if kind == "hangs":
-                time.sleep(5)
+                time.sleep(60)
             if kind == "dies":
                 os._exit(3)
             if kind == "text":
@@ -63,24 +63,22 @@ def test_a_bad_reward_is_named_or_has_the_floor(kind, words):
 
 @pytest.mark.parametrize("worker", ["thread", "process"])
 def test_a_reward_that_hangs_is_left_and_named(worker):
-    given = {"timeout": 0.15, "worker": worker}
-    began = time.monotonic()
-    with pytest.raises(RewardTimeout, match=r"the reward of 'ccc' did not come within 0.15 s.*late='floor'"):
+    given = {"timeout": 1.0, "worker": worker}
+    with pytest.raises(RewardTimeout, match=r"the reward of 'ccc' did not come within 1 s.*late='floor'"):
         Reward(wrong("hangs"), **given)(WORDS)
     reward = Reward(wrong("hangs"), late="floor", floor=0.5, **given)
     assert reward(WORDS).tolist() == [1, 2, 0.5, 4, 5]
     assert reward(["ccc", "ffffff"]).tolist() == [0.5, 6]  # the same worker, or a new one, goes on
-    assert time.monotonic() - began < 4
     assert issubclass(RewardTimeout, RewardError) and RewardTimeout.keeps_run
 
 
 def test_a_process_that_dies_or_raises_is_named_and_replaced():
-    reward = Reward(wrong("dies"), timeout=5, worker="process", bad="floor")
+    reward = Reward(wrong("dies"), timeout=30, worker="process", bad="floor")
     assert reward(WORDS)[2] == 1e-10 and reward(["gg"])[0] == 2
     with pytest.raises(RewardError, match=r"'ccc' raised nothing: its process died \(exit code 3\)"):
-        Reward(wrong("dies"), timeout=5, worker="process")(WORDS)
+        Reward(wrong("dies"), timeout=30, worker="process")(WORDS)
     with pytest.raises(RewardError, match="'ccc' raised KeyError: 'no such atom'"):
-        Reward(wrong("raises"), timeout=5, worker="process")(WORDS)
+        Reward(wrong("raises"), timeout=30, worker="process")(WORDS)
 
 
 def test_known_objects_cost_nothing_and_repetitions_while_searching_do():
