@@ -86,7 +86,7 @@ def judge(
     num: int = 1,
     *,
     workers: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
     progress: bool = False,
 ) -> Judged:
     """Compare candidates of each truth with it, by both matchers, and with the other truths of its formula for METRe.
@@ -167,7 +167,7 @@ def judge_set(
     known: Sequence[Crystal] | None = None,
     *,
     workers: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
     tolerance: float = 0.1,
 ) -> dict[str, Any]:
     """Measures of a set of samples beside a reference set, see :mod:`manifoldflow.tasks.crystals.metrics`.

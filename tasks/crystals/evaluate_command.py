@@ -1,6 +1,5 @@
 """What ``manifoldflow evaluate crystals`` runs."""
 
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,7 @@ def evaluate(
     column: str | None = None,
     name: str | None = None,
     workers: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
     seed: int = 0,
 ) -> None:
     """Judge structure prediction against reference structures, beside the rows that need no model; and sets against sets.
@@ -107,9 +106,10 @@ def evaluate(
         made[Path(samples).name] = _paired(found, truth)
         measured = judge_set(found, truth, known if data is not None else None, workers=workers, timeout=timeout)
     elif rule is None:
-        model = import_module("manifoldflow.tasks.crystals.sampling")  # late: rules need none
+        from manifoldflow.tasks.crystals.predicting import predict as sample  # late: rules need no model
+
         word = Path(checkpoint).name if checkpoint is not None else "embedded model"
-        made[word] = model.predict(checkpoint, [c.species.tolist() for c in truth], num, steps=steps, seed=seed)
+        made[word] = sample(checkpoint, [c.species.tolist() for c in truth], num, steps=steps, seed=seed)
     rules: tuple[Rule, ...] = (rule,) if rule is not None else RULES if beside else ()
     for each in rules:
         made[f"rule: {each}"] = predict(each, [c.species.tolist() for c in truth], num, known=known, seed=seed)

@@ -77,7 +77,7 @@ def rms_of(found: Crystal, truth: Crystal, matchers: Sequence[Matcher] = (PUBLIS
     both are exact.
     """
     nothing = float("nan")
-    if found.formula != truth.formula:
+    if found.formula != truth.formula or is_needle(found) or is_needle(truth):
         return [nothing] * len(matchers)
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
@@ -95,6 +95,22 @@ def rms_of(found: Crystal, truth: Crystal, matchers: Sequence[Matcher] = (PUBLIS
         else:
             result[i] = float(rms[0])
     return result
+
+
+def is_needle(crystal: Crystal) -> bool:
+    """Whether a cell is so flat or so long that no crystal has its like: pymatgen would look through its neighbours for hours.
+
+    Atoms in a single row, each with its share of the volume as a cube, make a cell as long as their number; this one is four
+    times as long, or has next to no volume.
+    """
+    volume = crystal.volume
+    if not (np.isfinite(crystal.cell).all() and np.isfinite(crystal.frac).all() and volume >= 1e-3):
+        return True
+    try:
+        longest = float(np.linalg.norm(crystal.reduced().cell, axis=1).max())
+    except ValueError:
+        return True
+    return longest / (volume / len(crystal)) ** (1 / 3) > 4 * len(crystal) + 16
 
 
 def _chunk(
@@ -136,6 +152,7 @@ def in_parallel(
     chunk: int = 16,
     seconds: float = float("inf"),
     missing: Any = None,
+    alone: bool = True,
     progress: str | None = None,
 ) -> list[Any]:
     """Results of a function of a list, in order, the list cut into pieces and shared among processes.
@@ -143,11 +160,12 @@ def in_parallel(
     Args:
         function: of a piece and ``args``; importable, gives one result an item.
         items: the list.
-        workers: processes; 0 for one per processor, 1 for none but this.
+        workers: processes; 0 for one per processor.
         chunk: items in a piece.
-        seconds: a piece that takes longer is given up and its processes are stopped; its results are ``missing``. Only with
-            more than one process.
+        seconds: when no piece ends for so long, those that run are given up and their processes stopped; their results are
+            ``missing``. Only in other processes.
         missing: see there.
+        alone: with one worker, work in this process, which saves the start of another.
         progress: what a bar is called; None shows none.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -165,7 +183,7 @@ def in_parallel(
     )
     with bar:
         task = bar.add_task(progress or "", total=len(items))
-        if workers == 1 or len(starts) < 2:
+        if not items or (workers == 1 and alone):
             for start in starts:
                 piece = list(items[start : start + chunk])
                 results[start : start + len(piece)] = function(piece, *args)
@@ -211,7 +229,7 @@ def match_pairs(
     matchers: Sequence[Matcher] = (PUBLISHED, STRICT),
     *,
     workers: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
     progress: str | None = None,
 ) -> Matches:
     """Compare pairs of crystals with every matcher.
@@ -227,21 +245,28 @@ def match_pairs(
         return Matches(np.zeros((0, len(matchers))), np.zeros(0, bool))
     # Pairs that cannot match cost nothing, and are not sent anywhere.
     able = [i for i, (found, truth) in enumerate(pairs) if found.formula == truth.formula]
+    results: list[tuple[list[float], bool] | None] = [None] * len(able)
+    # The alarm clock is not heard inside of compiled code; then a piece is given up with its process, and its pairs are tried
+    # again one by one, so that only the pair that is stuck is lost.
+    for chunk in (8, 1):
+        left = [k for k, result in enumerate(results) if result is None]
+        some = in_parallel(
+            _chunk,
+            [pairs[able[k]] for k in left],
+            tuple(matchers),
+            timeout,
+            workers=workers,
+            chunk=chunk,
+            seconds=chunk * timeout + 30,
+            alone=len(able) < 100,
+            progress=progress,
+        )
+        for k, result in zip(left, some, strict=True):
+            results[k] = result
     late = ([float("nan")] * len(matchers), True)
-    results = in_parallel(
-        _chunk,
-        [pairs[i] for i in able],
-        tuple(matchers),
-        timeout,
-        workers=workers,
-        chunk=8,
-        seconds=10 * timeout + 60,
-        missing=late,
-        progress=progress,
-    )
     rms = np.full((len(pairs), len(matchers)), np.nan)
     timed_out = np.zeros(len(pairs), bool)
-    for i, (values, is_late) in zip(able, results, strict=True):
+    for i, (values, is_late) in zip(able, [result or late for result in results], strict=True):
         rms[i], timed_out[i] = values, is_late
     return Matches(rms, timed_out)
 

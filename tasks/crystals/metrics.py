@@ -222,7 +222,7 @@ def coverage(
 
 
 def first_of_kind(
-    crystals: Sequence[Crystal], matcher: Matcher = PUBLISHED, *, workers: int = 0, timeout: float = 60.0
+    crystals: Sequence[Crystal], matcher: Matcher = PUBLISHED, *, workers: int = 0, timeout: float = 30.0
 ) -> NDArray[np.int64]:
     """For every crystal the number of the first one before it that it matches, or its own: unique are those with their own."""
     first = np.arange(len(crystals))
@@ -243,7 +243,7 @@ def known_of(
     matcher: Matcher = PUBLISHED,
     *,
     workers: int = 0,
-    timeout: float = 60.0,
+    timeout: float = 30.0,
 ) -> list[int | None]:
     """For every crystal a row of known ones that it matches (the nearest), or None: novel are those without."""
     formulas: list[str] = list(known.formulas) if hasattr(known, "formulas") else [c.formula for c in known]

@@ -3,6 +3,7 @@
 The cell of every prototype is scaled until the closest contact is the sum of the two covalent radii.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -190,8 +191,6 @@ def generated(most: int | None = None) -> list[Crystal]:
     Args:
         most: crystals of each prototype; all if absent.
     """
-    import itertools
-
     made = []
     for prototype in PROTOTYPES:
         choices = [
@@ -221,7 +220,21 @@ def assign(species: Iterable[int], prototype: Prototype) -> dict[str, list[int]]
     if len(some) != sum(counts.values()):
         return None
     eager = np.nan_to_num(ELECTRONEGATIVITY, nan=5.0)
-    # Atoms of one element stay together where counts allow: ties are broken by the element.
+    numbers, amounts = np.unique(some, return_counts=True)
+    roles = list(counts)
+    whole = [
+        order
+        for order in itertools.permutations(range(len(numbers)), len(roles))
+        if len(roles) == len(numbers) and all(amounts[i] == counts[role] for i, role in zip(order, roles, strict=True))
+    ]
+    if whole:  # every element has a role of its own: the anion counts first, then who is larger
+
+        def merit(order: Iterable[int]) -> tuple[float, float]:
+            of = dict(zip(roles, numbers[list(order)], strict=True))
+            return (float(eager[of["X"]]) if "X" in of else 0.0, float(COVALENT[of["A"]]))
+
+        best = dict(zip(roles, max(whole, key=merit), strict=True))
+        return {role: [int(numbers[best[role]])] * counts[role] if role in best else [] for role in ("X", "A", "B")}
     some.sort(key=lambda s: (-eager[s], s))
     anions, rest = some[: counts.get("X", 0)], some[counts.get("X", 0) :]
     rest.sort(key=lambda s: (-COVALENT[s], s))
@@ -248,11 +261,9 @@ def make_embedded(path: str | Path = "data/crystals/prototypes.csv.gz") -> Path:
 
 def embedded() -> Path:
     """Where the generated set lies: 27 structure types over families of elements, as a table of CIFs."""
-    import manifoldflow
+    from manifoldflow.checkpoint import data_path
 
-    package = Path(manifoldflow.__file__).resolve().parent
-    inside = package / "data" / "crystals" / "prototypes.csv.gz"
-    return inside if inside.is_file() else package.parent / "data" / "crystals" / "prototypes.csv.gz"
+    return data_path("crystals/prototypes.csv.gz")
 
 
 if __name__ == "__main__":
