@@ -317,3 +317,31 @@ def test_a_flow_survives_its_checkpoint(tmp_path):
     made = [sample_molecules(f, [5, 3], steps=3, generator=torch.Generator().manual_seed(0)) for f in (flow, again)]
     assert all(torch.equal(made[0].state[n], made[1].state[n]) for n in made[0].state)
     assert made[0].mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
+
+
+def test_distillation_learns_from_sound_molecules_alone(monkeypatch):
+    from manifoldflow.tasks.molecules import distil
+
+    flow, _ = small()
+    with pytest.raises(ValueError, match="none of 6 molecules is sound"):
+        distil.make_pairs(flow, 6, steps=2, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def every_other(made):
+        judged = stability(made)
+        good = torch.arange(len(made)) % 2 == 0
+        seen.append({n: v[good] for n, v in made.state.items()})
+        return type(judged)(judged.atom, good, good, good)
+
+    monkeypatch.setattr(distil, "stability", every_other)
+    pairs = distil.make_pairs(flow, 6, steps=2, batch=4, generator=torch.Generator().manual_seed(0))
+    assert len(pairs) == 3 and pairs.asked == 6
+    again = flow.sample(x0=pairs.groups[0][0], mask=pairs.groups[0][2], steps=2)["pos"].shape
+    assert again == pairs.groups[0][1]["pos"].shape
+    assert all(torch.equal(g[1][n], s[n]) for g, s in zip(pairs.groups, seen, strict=True) for n in s)
+    first = next(distil.pair_batches(pairs, 5, 8, 0)(3))
+    other = next(distil.pair_batches(pairs, 5, 8, 0)(3))
+    assert torch.equal(first["t"], other["t"]) and set((first["t"] * 8).tolist()) <= set(map(float, range(8)))
+    drawn = flow.draw(first["x"], mask=first["mask"], x0=first["x0"], t=torch.zeros(5))
+    assert torch.equal(drawn.xt["bond"], first["x0"]["bond"])  # at t = 0 stored pairs start where they did
+    assert flow.loss(first["x"], mask=first["mask"], x0=first["x0"], t=first["t"]).isfinite()
