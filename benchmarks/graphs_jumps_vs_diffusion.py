@@ -5,9 +5,9 @@
     python benchmarks/graphs_jumps_vs_diffusion.py molecules ../shared/data/molecules/qm9_smiles.txt.gz
 
 Generic graphs: MMD of degrees, clustering and 4-node orbits, as many samples as test graphs, mean of five draws. The published
-test part is not at hand, so the first quarter of what is serves as ours, and published numbers are of another split.
-Beside them: what as many training graphs reach (the floor of a set this small), random graphs of the same sizes and densities, and
-edges exchanged at equal degrees. Molecules: the share that RDKit allows without correction, in one piece, different, and new.
+test part is not at hand, so the first quarter of what is serves as ours: published numbers are of another split.
+Beside them: what as many training graphs reach (the floor of a set this small), random graphs of the same sizes and densities,
+and edges exchanged at equal degrees. Molecules: the share that RDKit allows without correction, in one piece, different, new.
 """
 
 import argparse

@@ -22,7 +22,9 @@ SIZES = [(2_000, 250, 64), (20_000, 2_500, 64), (200_000, 25_000, 16)]
 RUNS = 15
 
 
-def seconds(function: Callable[[Tensor, Tensor, int], Tensor], value: Tensor, index: Tensor, count: int, native: bool) -> float:
+def seconds(
+    function: Callable[[Tensor, Tensor, int], Tensor], value: Tensor, index: Tensor, count: int, native: bool
+) -> float:
     """One forward and backward pass."""
     segment.NATIVE_ONLY = native
     value = value.clone().requires_grad_()
@@ -44,7 +46,11 @@ def main() -> None:
     version = getattr(package, "__version__", "not installed")
     print(f"torch {torch.__version__}, torch-scatter {version}, {torch.get_num_threads()} thread(s)")
     print("| function | rows | groups | width | native ms | torch-scatter ms | ratio |\n|---|---|---|---|---|---|---|")
-    for name, function in (("sum", segment.segment_sum), ("max", segment.segment_max), ("softmax", segment.segment_softmax)):
+    for name, function in (
+        ("sum", segment.segment_sum),
+        ("max", segment.segment_max),
+        ("softmax", segment.segment_softmax),
+    ):
         for rows, count, width in SIZES:
             value, index = torch.randn(rows, width), torch.randint(count, (rows,))
             ways = [True] + ([False] if package is not None else [])

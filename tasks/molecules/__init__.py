@@ -24,12 +24,16 @@ EXAMPLES = {
 
 BUILDERS: tuple[str, ...] = (
     "manifoldflow.tasks.molecules.design:build",
+    "manifoldflow.tasks.molecules.graphs:build",
     "manifoldflow.tasks.molecules.proxy:build",
+    "manifoldflow.tasks.molecules.three_d:build",
 )
 """What checkpoints of this task may be built by."""
 
 SAMPLERS: dict[str, str] = {
     "manifoldflow.tasks.molecules.design:build": "manifoldflow.tasks.molecules.sample_command:sample_fragments",
+    "manifoldflow.tasks.molecules.graphs:build": "manifoldflow.tasks.molecules.graph_command:sample_molecular_graphs",
+    "manifoldflow.tasks.molecules.three_d:build": "manifoldflow.tasks.molecules.three_d_command:sample_three_d",
 }
 """How ``sample`` draws from a checkpoint, by its builder: ``module:function(model, path, num, out, seed, steps)`` ."""
 

@@ -1,4 +1,4 @@
-"""Few steps: a flow of molecules learns from what it makes in many, where that is sound (reflow with a filter; Yue et al. 2025)."""
+"""Few steps: a flow of molecules learns from what it makes in many, where that is sound (reflow with a filter)."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ def make_pairs(
     *,
     steps: int = 100,
     temperature: float = 0.5,
-    corrector: float = 1.0,
+    corrector: float = 4.0,
     batch: int = 64,
     generator: torch.Generator | None = None,
     callback: Callable[[int], None] | None = None,

@@ -301,7 +301,7 @@ def sample_molecules(
     *,
     steps: int = 100,
     temperature: float = 0.5,
-    corrector: float = 1.0,
+    corrector: float = 4.0,
     batch: int = 100,
     generator: torch.Generator | None = None,
     callback: Callable[[int], None] | None = None,

@@ -12,6 +12,9 @@ from manifoldflow.training import TrainConfig
 
 MODEL = FragmentConfig()
 
+Family = Literal["fragments", "graphs", "gdss", "3d"]
+"""What a model is made of."""
+
 
 def train(
     out: str | None = None,
@@ -23,8 +26,10 @@ def train(
     timeout: float | None = None,
     bad: Literal["raise", "floor"] = "raise",
     resume: bool = False,
+    family: Family = "fragments",
+    data: list[str] | None = None,
 ) -> None:
-    """Train a GFlowNet that builds molecules from fragments in proportion to a reward.
+    """Train a GFlowNet of fragments on a reward; or with `--family` a flow of molecular graphs, or of molecules in 3D.
 
     Args:
         out: folder of the run; `runs/molecules/REWARD` by default.
@@ -36,11 +41,19 @@ def train(
         timeout: seconds that the reward may take for a batch.
         bad: a reward that fails, is NaN or late ends the run, or counts as the least.
         resume: continue the run in `out`, or start it if there is none.
+        family: `fragments`; `graphs` (tokens of atoms and bonds) or `gdss` (their diffusion) of molecules of at most nine heavy
+            atoms; or `3d`, with positions. Those three learn from `data`, so of the other options only `out`, `steps` and
+            `resume` are for them.
+        data: files of molecules, for `graphs`, `gdss` and `3d` (which also takes NPZ files of conformers).
     """
     from dataclasses import replace
 
     if batch_size < 2 or steps < 1:
         raise ValueError(f"--batch_size must be at least 2 and --steps at least 1, got {batch_size} and {steps}")
+    if family != "fragments":
+        return train_flow(family, data or [], out or str(run_folder("molecules", family)), steps, resume)
+    if data:
+        raise ValueError("--data is for --family graphs, gdss and 3d; fragments learn from their reward")
     folder = Path(out) if out else run_folder("molecules", model.reward)
     objective = Objective(model.reward, model.lead)
     started = begun(folder, resume)
@@ -72,3 +85,28 @@ def begun(folder: Path, resume: bool) -> bool:
     if there and not resume:
         raise FileExistsError(f"{folder} holds a run already; continue it with --resume, or choose another --out")
     return resume and (folder / "last.ckpt").exists()
+
+
+def train_flow(family: Family, data: list[str], out: str, steps: int, resume: bool) -> None:
+    """Train a flow of graphs or of molecules in three dimensions.
+
+    Raises:
+        ValueError: no data.
+    """
+    from dataclasses import replace
+
+    from manifoldflow.tasks.molecules import graph_command, three_d_command
+    from manifoldflow.tasks.molecules.graphs import GraphConfig
+
+    if not data:
+        raise ValueError(
+            f"--family {family} learns from molecules: say where they are with --data, such as --data [qm9.smi]"
+        )
+    if family == "3d":
+        three_d_command.train_three_d(
+            data, out, training=replace(three_d_command.TRAINING, max_steps=steps), resume=resume
+        )
+        return
+    config = GraphConfig(method="jumps" if family == "graphs" else "gdss")
+    training = replace(graph_command.TRAINING, max_steps=steps)
+    graph_command.train_graphs(data, out, config, training, resume=resume)

@@ -1,0 +1,92 @@
+"""The commands of the flows of molecules: train, sample, and what they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import manifoldflow as mf
+from manifoldflow.tasks.molecules import sample, train
+
+pytest.importorskip("rdkit")
+from rdkit import Chem
+
+from manifoldflow.tasks.molecules import three_d_command
+from manifoldflow.tasks.molecules.conformers import embed
+from manifoldflow.tasks.molecules.graphs import GraphConfig, graphs_of
+from manifoldflow.tasks.molecules.graphs import build as build_graphs
+from manifoldflow.tasks.molecules.three_d import Made, ThreeDConfig, build, tensors_of
+
+SMILES = ["CCO", "CC=O", "C1CC1", "CN", "C#N", "OCC", "CC(C)O", "CCN", "C=C", "CC#N"]
+
+
+@pytest.fixture(scope="module")
+def conformers():
+    return embed(SMILES, seed=0)[0]
+
+
+def test_a_flow_in_three_dimensions_is_trained_and_says_what_to_do_next(tmp_path, conformers, monkeypatch, capsys):
+    monkeypatch.setattr(
+        three_d_command, "ThreeDConfig", lambda: ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1)
+    )
+    conformers.save(tmp_path / "a.npz")
+    (tmp_path / "b.smi").write_text("".join(f"{s}\n" for s in SMILES[:3]))
+    files = [str(tmp_path / "a.npz"), str(tmp_path / "b.smi")]
+    train(out=str(tmp_path / "run"), family="3d", data=files, steps=2)
+    told = capsys.readouterr().out
+    assert f"manifoldflow sample molecules --checkpoint {tmp_path}/run" in told and "b.smi: " in told
+    flow = mf.load(tmp_path / "run")
+    assert flow.config["width"] == 8 and sum(flow.config["sizes"]) > 10
+    with pytest.raises(ValueError, match="none of 2 molecules is whole"):
+        sample(str(tmp_path / "run"), num=2, out=str(tmp_path / "x.sdf"), steps=1)
+
+
+def test_molecules_are_written_as_they_were_made(tmp_path, conformers, monkeypatch, capsys):
+    flow = build(ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1, **tensors_of(conformers).shares()))
+    mf.save(flow, tmp_path / "flow.safetensors")
+    batch = tensors_of(conformers).batch(torch.arange(4))
+    broken = {n: v.clone() for n, v in batch["x"].items()}
+    broken["bond"][3] = 0  # the fourth falls apart
+    monkeypatch.setattr(three_d_command, "sample_molecules", lambda *_, **__: Made(broken, batch["mask"]))
+    sample(str(tmp_path / "flow.safetensors"), num=4, out=str(tmp_path / "made.sdf"))
+    told = capsys.readouterr().out
+    assert "wrote 3 of 4 molecules" in told and "molecules.png" in told and "report.html" in told
+    read = list(Chem.SDMolSupplier(str(tmp_path / "made.sdf"), removeHs=False))
+    assert [m.GetNumAtoms() for m in read] == batch["mask"].sum(-1)[:3].tolist()
+    first = torch.tensor(read[0].GetConformer().GetPositions(), dtype=torch.float)
+    assert (first - batch["x"]["pos"][0, : len(first)]).abs().max() < 1e-3
+    page = Path(tmp_path / "report.html").read_text()
+    assert "As the model made them" in page and "3Dmol" in page and "http://" not in page.split("<body")[0]
+
+
+def test_graphs_are_sampled_and_generic_ones_refused(tmp_path, monkeypatch, capsys):
+    from manifoldflow.tasks.molecules import graph_command
+
+    graphs, _ = graphs_of(SMILES)
+    config = GraphConfig(width=8, edge_width=8, depth=1, **graphs.shares())
+    mf.save(build_graphs(config), tmp_path / "g.safetensors")
+    monkeypatch.setattr(graph_command, "sample_graphs", lambda *_, **__: graphs)
+    sample(str(tmp_path / "g.safetensors"), num=len(graphs), out=str(tmp_path / "g.csv"))
+    assert f"wrote {len(graphs)} of {len(graphs)} molecules" in capsys.readouterr().out
+    assert (tmp_path / "g.csv").read_text().splitlines()[1].startswith("CCO,")
+    mf.save(build_graphs(GraphConfig(kind="generic", width=8, edge_width=8, depth=1)), tmp_path / "h.safetensors")
+    with pytest.raises(ValueError, match="generic graphs, not molecules"):
+        sample(str(tmp_path / "h.safetensors"), num=3, out=str(tmp_path / "h.csv"))
+
+
+def test_graphs_are_trained(tmp_path, capsys):
+    (tmp_path / "a.smi").write_text(
+        "".join(f"{s}\n" for s in [*SMILES, "CCCCCCCCCC", *(f"{'C' * n}O" for n in range(1, 9))])
+    )
+    with pytest.raises(ValueError, match="training needs at least 20"):
+        train(out=str(tmp_path / "few"), family="graphs", data=[str(tmp_path / "a.smi")], steps=1)
+
+
+def test_a_family_without_data_and_data_without_a_family_are_named(tmp_path):
+    with pytest.raises(ValueError, match="say where they are with --data"):
+        train(out=str(tmp_path / "a"), family="3d")
+    with pytest.raises(ValueError, match="fragments learn from their reward"):
+        train(out=str(tmp_path / "a"), data=["x.smi"])
+    (tmp_path / "big.smi").write_text("CCCCCCCCCC\n")
+    with pytest.raises(ValueError, match="no molecules to train on"):
+        train(out=str(tmp_path / "b"), family="3d", data=[str(tmp_path / "big.smi")])
