@@ -75,8 +75,8 @@ def known_molecules(args: argparse.Namespace) -> set[str]:
     known = {r.smiles for r in read_molecules(args.smiles).records}
     flat = join([load_conformers(p) for p in args.geometries])
     for molecule in to_rdkit(as_made(flat)):
-        molecule.UpdatePropertyCache(strict=False)
-        known.add(smiles_without_hydrogens(molecule))
+        if is_sound(molecule):
+            known.add(smiles_without_hydrogens(molecule))
     return known
 
 
