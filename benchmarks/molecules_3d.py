@@ -25,6 +25,7 @@ from manifoldflow.tasks.molecules.graphs import graphs_of, random_molecules, smi
 from manifoldflow.tasks.molecules.reading import read_molecules
 from manifoldflow.tasks.molecules.three_d import Made, draw_sizes, sample_molecules, tensors_of
 from manifoldflow.tasks.molecules.three_d_metrics import (
+    is_sound,
     measure,
     quantiles,
     real_molecules,
