@@ -148,7 +148,7 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         partition=torch.nn.Sequential(torch.nn.Linear(several, 32), torch.nn.SiLU(), torch.nn.Linear(32, 1))
         if several
         else None,
-        replay=Replay(kind="prioritised", share=config.replay, alpha=0.1) if config.replay else None,
+        replay=Replay(kind="prioritised", share=config.replay, alpha=0.01) if config.replay else None,
         local_search=children,
         pieces=config.pieces or None,
         z_rate=30.0,

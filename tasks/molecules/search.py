@@ -16,7 +16,7 @@ Method = Literal["gflownet", "genetic", "local", "random"]
 
 TRAINING = TrainConfig(
     max_steps=100_000,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     weight_decay=0.0,
     betas=(0.9, 0.999),
     warmup_steps=10,

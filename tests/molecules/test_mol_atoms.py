@@ -9,6 +9,7 @@ from rdkit import Chem
 
 import manifoldflow as mf
 from manifoldflow.gflownet import check_env, enumerate_env
+from manifoldflow.gflownet.env import parents
 from manifoldflow.tasks.molecules.atom_env import AtomEnv, AtomPolicy
 from manifoldflow.tasks.molecules.baselines import random_molecules
 
@@ -51,6 +52,20 @@ def test_all_molecules_of_three_atoms_are_there_and_no_others() -> None:
                 if len(Chem.GetMolFrags(mol)) == 1:
                     wanted.add(Chem.MolToSmiles(mol))
     assert found == wanted and len(found) > 20
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_atoms": 4, "max_rings": 2}, {"max_atoms": 4, "start": "*CO*", "max_rings": 1}], ids=str
+)
+def test_what_may_be_undone_is_exactly_what_may_be_done(options: dict[str, Any]) -> None:
+    env = AtomEnv(atoms=("C", "O"), **options)
+    every = enumerate_env(env)
+    before, action, owner = parents(env, every.states)
+    keys = env.key(every.states)
+    assert bool(torch.isin(env.key(before), keys).all())  # every parent can be reached: no atom is left without a bond
+    onward = {(int(keys[a]), int(keys[every.next[a, b]])) for a, b in every.allowed.nonzero().tolist()}
+    assert onward == set(zip(env.key(before).tolist(), keys[owner].tolist(), strict=True))
+    assert len(action) == int(every.allowed.sum())
 
 
 def test_every_molecule_is_valid_and_grows_from_its_start() -> None:

@@ -11,6 +11,7 @@ from rdkit import Chem
 
 import manifoldflow as mf
 from manifoldflow.gflownet import check_env, enumerate_env
+from manifoldflow.gflownet.env import parents
 from manifoldflow.tasks.molecules.baselines import genetic, mutated, random_molecules
 from manifoldflow.tasks.molecules.fragment_env import FragmentEnv
 from manifoldflow.tasks.molecules.fragments import Block, Vocabulary, load_fragments, start_block
@@ -150,6 +151,16 @@ def test_the_number_of_ways_to_build_a_tree_is_that_of_all_paths(enumerated: tup
         for b, p, s in zip(*(every.objects[n] for n in ("block", "parent", "site")), strict=True)
     }
     assert len(trees) == int(every.done.sum())  # no tree is two states
+
+
+def test_what_may_be_undone_is_exactly_what_may_be_done(enumerated: tuple[FragmentEnv, Any]) -> None:
+    env, every = enumerated
+    before, action, owner = parents(env, every.states)
+    keys = env.key(every.states)
+    assert bool(torch.isin(env.key(before), keys).all())  # every parent can be reached
+    onward = {(int(keys[a]), int(keys[every.next[a, b]])) for a, b in every.allowed.nonzero().tolist()}
+    assert onward == set(zip(env.key(before).tolist(), keys[owner].tolist(), strict=True))
+    assert len(action) == int(every.allowed.sum())
 
 
 @pytest.mark.parametrize("backward", ["uniform", "maxent"])
