@@ -2,13 +2,14 @@
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from manifoldflow.files import open_text
+from manifoldflow.files import open_bytes
 from manifoldflow.tasks.common.tables import plural
 from manifoldflow.tasks.molecules.chemistry import (
     canonical,
@@ -239,31 +240,39 @@ def _kind(path: Path) -> str:
         return "table"
     if last in (".smi", ".smiles", ".ism", ".can", ".txt"):
         return "list"
-    with open_text(path) as file:
-        head = file.read(20_000)
+    head = "".join(itertools.islice(_lines(path), 400))
     if "$$$$" in head or "M  END" in head:
         return "sdf"
     first = head.split("\n", 1)[0].lower()
     return "table" if re.search(r"[,;\t]", first) and any(n in first for n in SMILES_NAMES) else "list"
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends: UTF-8, with or without a mark in front, or Latin-1 where a line is not."""
+    with open_bytes(path) as file:
+        for number, line in enumerate(file):
+            if number == 0 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise ValueError(f"{path}: is UTF-16 text; write it as UTF-8")
+            try:
+                yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+            except UnicodeDecodeError:
+                yield line.decode("latin-1")
+
+
 def _list(path: Path) -> Iterator[Entry]:
     """SMILES, then white space and a name, if any; a heading is passed over."""
-    with open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            words = line.split(None, 1)
-            if not words or words[0].startswith("#"):
-                continue
-            if words[0].lower() in SMILES_NAMES:
-                continue
-            yield number, words[0], words[1].strip() if len(words) > 1 else "", {}, None, ""
+    for number, line in enumerate(_lines(path), 1):
+        words = line.split(None, 1)
+        if not words or words[0].startswith("#") or words[0].lower() in SMILES_NAMES:
+            continue
+        rest = re.sub(r"^\|[^|]*\|", "", words[1].strip()).strip() if len(words) > 1 else ""  # without ChemAxon's extension
+        yield number, words[0], rest, {}, None, ""
 
 
 def _table(path: Path, column: str | int | None) -> Iterator[Entry]:
     """The rows of a table with a header; quoted cells may hold anything, line breaks too."""
-    with open_text(path, newline="") as file:
-        text = file.read()
-    head = next((n for n in text.splitlines() if n.strip() and not n.startswith("#")), "")
+    text = "".join(_lines(path))
+    head = next((n for n in io.StringIO(text) if n.strip() and not n.startswith("#")), "")
     separator = max("\t,;", key=head.count)
     reader = csv.reader(io.StringIO(text), delimiter=separator)
     names: list[str] = []
@@ -310,13 +319,12 @@ def _column(path: Path, names: Sequence[str], wanted: str | int | None) -> int:
 
 
 def _sdf(path: Path, remove_hydrogens: bool) -> Iterator[Entry]:
-    with open_text(path) as file:
-        for number, block in enumerate(_blocks(file), 1):
-            title = block[0].strip() if block else ""
-            end = next((i for i, n in enumerate(block) if n.startswith("M  END")), None)
-            properties = _properties(block[end + 1 :] if end is not None else [])
-            mol, why = _mol_block(block if end is None else block[: end + 1], remove_hydrogens)
-            yield number, title or f"record {number}", title, properties, mol, why
+    for number, block in enumerate(_blocks(_lines(path)), 1):
+        title = block[0].strip() if block else ""
+        end = next((i for i, n in enumerate(block) if n.startswith("M  END")), None)
+        properties = _properties(block[end + 1 :] if end is not None else [])
+        mol, why = _mol_block(block if end is None else block[: end + 1], remove_hydrogens)
+        yield number, title or f"record {number}", title, properties, mol, why
 
 
 def _blocks(lines: Iterator[str]) -> Iterator[list[str]]:

@@ -37,7 +37,7 @@ def why(found: MoleculeSet) -> dict[int, str]:
 
 
 def test_comments_blank_lines_headings_and_names(tmp_path: Path) -> None:
-    found = made(tmp_path, "\ufeffsmiles name\n# by hand\r\n\nOCC\n   \nNCC\tethyl amine\n")
+    found = made(tmp_path, "\ufeffsmiles name\n# by hand\r\n\nOCC\n   \nNCC\t|c:1| ethyl amine\n")
     assert [(r.smiles, r.name, r.where) for r in found.records] == [("CCO", "", 4), ("CCN", "ethyl amine", 6)]
 
 
@@ -109,6 +109,14 @@ def test_tables_by_tab_semicolon_and_a_chosen_column(tmp_path: Path) -> None:
 def test_gzip_is_told_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "a.smi.gz").write_bytes(gzip.compress(b"CCO\nCCN amine\n"))
     assert read_molecules(tmp_path / "a.smi.gz").smiles == ["CCO", "CCN"]
+
+
+def test_names_in_latin_1_are_read_and_utf_16_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_bytes("CCO caf\xe9\nCCN\n".encode("latin-1"))
+    assert [(r.smiles, r.name) for r in read_molecules(tmp_path / "a.smi").records] == [("CCO", "caf\xe9"), ("CCN", "")]
+    (tmp_path / "b.smi").write_bytes("CCO\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="is UTF-16 text; write it as UTF-8"):
+        read_molecules(tmp_path / "b.smi")
 
 
 def test_sdf_bad_records_among_good(tmp_path: Path) -> None:
