@@ -32,7 +32,8 @@ def sample(
     checkpoint: str | None = None,
     rule: Rule | None = None,
     data: str | None = None,
-    steps: int | None = None,
+    steps: int = 50,
+    choose: int = 1,
     seed: int = 0,
     space_group: int | None = None,
     energy_above_hull: float | None = None,
@@ -70,7 +71,8 @@ def sample(
             types by the radii), substitute (nearest structure of `--data`, elements exchanged).
         data: training set (prepared folder or table): for `--rule substitute`, and for the nearest training structure. Default:
             that of an embedded checkpoint.
-        steps: of sampling; default that of the checkpoint, or 100.
+        steps: of sampling.
+        choose: make so many for each that is kept, the one that the flow itself doubts least (its denoising loss); 8 is good.
         seed: of the random draws; the same seed gives the same crystals.
         space_group, energy_above_hull, band_gap: conditions, for checkpoints that were trained with them.
         relax: relax each with CHGNet (a learned surrogate of DFT) and write both versions.
@@ -87,10 +89,11 @@ def sample(
     for name, value, least in (
         ("num", num, 1),
         ("steps", steps, 1),
+        ("choose", choose, 1),
         ("workers", workers, 1),
         ("relax-steps", relax_steps, 1),
     ):
-        if value is not None and value < least:
+        if value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if max_atoms < 1:
         raise ValueError(f"--max-atoms must be at least 1, got {max_atoms}")
@@ -136,7 +139,9 @@ def sample(
         model = _Model(checkpoint, device, wanted_conditions)
         wanted = _wanted(model, counts, z, num, num_atoms, from_, fixed, max_atoms, seed)
         known = _known(data, model.data)
-        batches = model.batches(wanted, steps, seed)
+        if choose > 1 and wanted[0].species is None:
+            raise ValueError("--choose compares crystals of one composition: it needs a --formula or --from")
+        batches = model.batches(wanted, steps, seed, choose)
         source = model.name
     book = Book(out, format, symmetrise)
     run = _Run(book, known, relax, relax_steps, timeout, workers, tolerance, seed, keep=report)
@@ -299,9 +304,7 @@ class _Model:
             embedded = [name for name in known_checkpoints() if name.startswith("crystals")]
             if not embedded:
                 raise FileNotFoundError("no embedded checkpoint of crystals is installed; name one with --checkpoint")
-            checkpoint = next(
-                (n for n in ("crystals", "crystals_mp_3dsc_20", "crystals_mp") if n in embedded), embedded[0]
-            )
+            checkpoint = "crystals_mp" if "crystals_mp" in embedded else embedded[0]  # the one that knows all elements
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: this machine (or this build of torch) has no such GPU; use cpu")
         self.flow, path = load_model(checkpoint, BUILDER, "crystal flow", device=device)
@@ -322,29 +325,32 @@ class _Model:
     @property
     def from_prototypes(self) -> bool:
         """Whether it was trained to start from prototypes."""
-        return bool(self.config.get("prototypes") or self.facts.get("prototypes"))
+        return bool(self.facts.get("pairs") or self.facts.get("prototypes"))
 
-    def batches(self, wanted: Sequence[Any], steps: int | None, seed: int) -> Iterator[list[tuple[Crystal, str]]]:
+    def batches(
+        self, wanted: Sequence[Any], steps: int, seed: int, choose: int = 1
+    ) -> Iterator[list[tuple[Crystal, str]]]:
         """Crystals batch by batch, with a progress bar."""
         from rich.progress import Progress
 
-        from manifoldflow.tasks.crystals.sampling import STEPS, batches_of, draw
+        from manifoldflow.tasks.crystals.sampling import batches_of, draw, least_doubted
 
-        count = steps or int(self.config.get("sample_steps") or STEPS)
-        parts = list(batches_of(wanted))
+        parts = list(batches_of(wanted, max(1, 64 // choose)))
         for number, rows in enumerate(parts):
             some = [wanted[i] for i in rows]
             with Progress(transient=True) as progress:
-                task = progress.add_task(f"sampling, batch {number + 1} of {len(parts)}", total=count)
+                task = progress.add_task(f"sampling, batch {number + 1} of {len(parts)}", total=steps)
                 crystals = draw(
                     self.flow,
-                    some,
-                    steps=count,
+                    [one for one in some for _ in range(choose)],
+                    steps=steps,
                     seed=seed,
                     number=number,
                     from_prototypes=self.from_prototypes,
                     callback=partial(progress.advance, task),
                 )
+            if choose > 1:
+                crystals = least_doubted(self.flow, crystals, choose)
             yield [(crystal, one.label) for crystal, one in zip(crystals, some, strict=True)]
 
 

@@ -14,12 +14,14 @@ from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.crystals.batches import crystals_of, state_of
 from manifoldflow.tasks.crystals.structure import Crystal, collate
 
-__all__ = ["STEPS", "Wanted", "batches_of", "draw"]
+__all__ = ["STEPS", "Wanted", "batches_of", "draw", "least_doubted"]
 
-STEPS = 100
+STEPS = 50
 """Of sampling, where nobody says otherwise."""
 PAIRS = 40_000
 """Pairs of atoms in a batch, what memory and time grow with."""
+BLUR = 0.02
+"""Of a guess before a flow that was trained on guesses, as in its training."""
 REFINE_FROM = 0.6
 """Time at which a guess is noised and handed to a flow that never saw guesses; 0 forgets it, 1 keeps it as it is."""
 
@@ -95,7 +97,8 @@ def draw(
         known["species"], where["species"] = species, mask
     times = flow.time_grid(steps).float()
     if wanted[0].guess is not None:
-        guess = state_of(collate([one.guess for one in wanted if one.guess is not None], longest))
+        guesses = collate([one.guess for one in wanted if one.guess is not None], longest)
+        guess = state_of(guesses)
         if wanted[0].fixed is not None:
             fixed = torch.zeros_like(mask)
             fixed[mask] = torch.tensor([f for one in wanted for f in one.fixed or ()])
@@ -103,10 +106,9 @@ def draw(
             where |= {"frac": fixed, "lattice": torch.ones(len(mask), dtype=torch.bool)}
             known["species"], where["species"] = guess["species"], mask
         elif from_prototypes:
-            options["x0"] = {
-                **fields(flow.draw_source(tuple(mask.shape), mask=mask, generator=generator)),
-                **{k: guess[k] for k in ("frac", "lattice")},
-            }
+            from manifoldflow.tasks.crystals.batches import start_from
+
+            options["x0"] = start_from(guesses, BLUR, generator)
             options["cond"] = {"prototype": torch.ones(len(mask))}
         else:
             start = REFINE_FROM
@@ -146,3 +148,12 @@ def draw(
             crystal = Crystal(np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros((3, 3)))
         crystals.append(crystal)
     return crystals
+
+
+def least_doubted(flow: mf.Flow, crystals: Sequence[Crystal], choose: int) -> list[Crystal]:
+    """Of every ``choose`` crystals in a row the one that the flow tells from noise best: its denoising loss is the least."""
+    from manifoldflow.tasks.crystals.picking import doubt
+
+    doubts = doubt(flow, collate(crystals))
+    best = doubts.unflatten(0, (-1, choose)).argmin(1)
+    return [crystals[int(i) + choose * row] for row, i in enumerate(best.tolist())]

@@ -164,3 +164,23 @@ def test_agreement_is_that_of_known_numbers() -> None:
     assert found.pearson == pytest.approx(np.corrcoef([0, 0.05, 0.3], [0, 0.2, 0.4])[0, 1])
     with pytest.raises(ValueError, match="three are the least"):
         agreement([0.0], [1.0])
+
+
+def test_sun_counts_what_is_stable_unique_and_novel() -> None:
+    from manifoldflow.tasks.crystals.denovo import sun
+
+    above = [0.0, 0.1, 0.2, float("nan"), -0.5]
+    found = sun(above, [True, True, True, True, False], [True, False, True, True, True])
+    assert found == {"crystals": 5, "with_hull": 4, "stable": 3, "unique_and_novel": 3, "sun": 1}
+
+
+def test_labels_are_compared_with_the_formula_that_they_belong_to() -> None:
+    from manifoldflow.tasks.crystals.denovo import labels_agree
+
+    hull = energies.embedded_hull()
+    rows = [row for row in energies.read_energies() if row.part == "mp_40"]
+    alone = [row for row in rows if sum(other.formula == row.formula for other in rows) == 1]
+    above = [row.energy - hull.at(parse_formula(row.formula)) for row in alone]
+    every, some = labels_agree(above, [row.formula for row in alone])
+    assert every.crystals == len(alone) > 500 and every.error < 1e-9 and every.pearson > 0.999
+    assert some is not None and 10 < some.crystals < 100 and some.spearman > 0.999

@@ -279,6 +279,40 @@ def test_a_batch_has_the_species_in_the_order_wanted(models) -> None:
     assert not np.array_equal(made[0].frac, draw(flow, wanted, steps=2, seed=3, number=1)[0].frac)
 
 
+def test_of_several_the_least_doubted_is_kept(models) -> None:
+    doubt = pytest.importorskip("manifoldflow.tasks.crystals.picking").doubt
+    from manifoldflow.tasks.crystals.sampling import least_doubted
+    from manifoldflow.tasks.crystals.structure import collate
+
+    flow = checkpoint.load(models["csp"])
+    made = draw(flow, [Wanted(4, (10, 16, 10, 16))] * 6, steps=2, seed=1)
+    values = doubt(flow, collate(made)).tolist()
+    kept = least_doubted(flow, made, 3)
+    assert [next(i for i, m in enumerate(made) if m is c) for c in kept] == [
+        int(np.argmin(values[:3])),
+        3 + int(np.argmin(values[3:])),
+    ]
+
+
+def test_choosing_makes_as_many_as_were_asked_for(models, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("manifoldflow.tasks.crystals.picking")
+    words = ["--checkpoint", models["joint"], "--steps", "1", "--num", "2", "--choose", "3", "--out", str(tmp_path)]
+    assert run(*words, "--formula", "NaCl") == 0 and len(rows_of(tmp_path)) == 2
+    assert run(*words, "--num-atoms", "3") == 2 and "one composition" in capsys.readouterr().err
+
+
+def test_a_flow_trained_on_guesses_begins_at_them(models, tmp_path: Path) -> None:
+    pytest.importorskip("manifoldflow.tasks.crystals.picking")  # lands with starts from guesses
+    flow = checkpoint.load(models["joint"])
+    model = str(checkpoint.save(flow, tmp_path / "m.safetensors", {"pairs": 3}))
+    guess = write_crystal(tmp_path / "guess.cif", SALT)
+    assert (
+        run("--checkpoint", model, "--from", str(guess), "--num", "2", "--steps", "2", "--out", str(tmp_path / "made"))
+        == 0
+    )
+    assert composition(tmp_path / "made" / "NaCl_refined_001.cif") == {"Na": 4, "Cl": 4}
+
+
 def test_sizes_and_sublattices() -> None:
     assert parse_sizes("4..6", 20) == [4, 5, 6] and parse_sizes("8", 20) == [8]
     assert sublattice("Na", SALT) == [True] * 4 + [False] * 4 and sublattice("1-2, 8", SALT) == [True] * 2 + [
