@@ -174,7 +174,7 @@ class AlanineConfig:
     depth: int = 2
     bins: int = 8
     seed: int = 0
-    soft_above: float = 200.0
+    soft_above: float = 60.0
 
 
 def build(config: AlanineConfig | dict[str, Any] | None = None) -> BoltzmannGenerator:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from manifoldflow.checkpoint import save
-from manifoldflow.energies import BoltzmannGenerator, Weighted, cooling, reweighting
+from manifoldflow.energies import BoltzmannGenerator, Weighted, cooling
 from manifoldflow.files import write_json
 from manifoldflow.tasks.common.files import find_shared
 from manifoldflow.tasks.common.plots import new_figure, save_figure
@@ -70,14 +70,14 @@ class Profile:
         }
 
 
-def data_batches(state: dict[str, Tensor], size: int) -> Any:
-    """Rows at random; the same in a step of a continued run."""
+def data_batches(state: dict[str, Tensor], size: int, own: int = 0) -> Any:
+    """Rows at random, the same in a step of a continued run, and beside them ``own`` samples of the flow for reverse KL."""
     count = len(state["line"])
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
         for step in itertools.count(start):
             rows = torch.randint(count, (size,), generator=torch.Generator().manual_seed(step))
-            yield {"x": {k: v[rows] for k, v in state.items()}}
+            yield {"x": {k: v[rows] for k, v in state.items()}, **({"size": own} if own else {})}
 
     return batches
 
@@ -85,10 +85,10 @@ def data_batches(state: dict[str, Tensor], size: int) -> Any:
 def train(
     frames: Frames, out: Path, *, first_steps: int, own_steps: int, from_energy: bool, hot: float, seed: int
 ) -> BoltzmannGenerator:
-    """Train a generator and save it after each of two stages.
+    """Train a generator in two stages and save it.
 
-    First come the stored frames (forward KL; few steps, as 8,000 frames are soon learned by heart), or if none is to be
-    shown reverse KL, hot at first. Then the flow's own samples, weighted to the law.
+    First the stored frames alone (forward KL; few steps, as 8,000 frames are soon learned by heart), then mostly reverse KL on
+    the flow's own samples, with a few frames beside them. If no frame is to be shown: reverse KL in both, hot at first.
 
     Args:
         frames: the trajectories; from the energy alone, of them the means and deviations of the stiff coordinates are used.
@@ -102,18 +102,17 @@ def train(
     mean, scale = measure(positions)
     torch.manual_seed(seed)
     model = build(AlanineConfig(mean=mean.tolist(), scale=scale.tolist()))
-    common: dict[str, Any] = {"weight_decay": 0.0, "gradient_clip": 10.0, "seed": seed, "log_every": 25}
+    common: dict[str, Any] = {"weight_decay": 0.0, "gradient_clip": 10.0, "seed": seed, "log_every": 25, "ema": 0.98}
     if from_energy:
-        first = cooling(256, hot, max(first_steps // 2, 1))
+        first, own = cooling(256, hot, max(first_steps // 2, 1)), cooling(256, 1.0, 1)
     else:
-        state = model.potential.state(positions.double())  # type: ignore[union-attr]
-        first = data_batches({k: v.float() for k, v in state.items()}, 256)
-    config = TrainConfig(
-        max_steps=first_steps, learning_rate=1e-3, ema=0.98, warmup_steps=20, schedule="constant", **common
-    )
+        made = model.potential.state(positions.double())  # type: ignore[union-attr]
+        state = {k: v.float() for k, v in made.items()}
+        first, own = data_batches(state, 256), data_batches(state, 64, own=192)
+    config = TrainConfig(max_steps=first_steps, learning_rate=1e-3, warmup_steps=20, schedule="constant", **common)
     model = fit(model, first, config, out=out / "first")
-    own = reweighting(model, 256, buffer=4096, every=25, keep=4, seed=10_000 * seed)
-    config = TrainConfig(max_steps=own_steps, learning_rate=5e-4, ema=0.98, warmup_steps=20, decay=0.5, **common)
+    model.forward_weight = 0.2
+    config = TrainConfig(max_steps=own_steps, learning_rate=3e-4, warmup_steps=30, decay=0.6, **common)
     model = fit(model, own, config, out=out / "own")
     save(model, out / "model.safetensors")
     return model
@@ -212,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default=None, help="alanine_dipeptide.npz; that of the shared data if absent")
     parser.add_argument("--out", required=True, help="folder")
     parser.add_argument("--first_steps", type=int, default=120, help="on the stored frames, or with reverse KL")
-    parser.add_argument("--own_steps", type=int, default=450, help="on the flow's own samples, weighted")
+    parser.add_argument("--own_steps", type=int, default=280, help="mostly with reverse KL")
     parser.add_argument("--from_energy", action="store_true", help="show no frame: reverse KL, hot at first")
     parser.add_argument("--hot", type=float, default=4.0, help="first temperature over 300 K, with --from_energy")
     parser.add_argument("--samples", type=int, default=100_000, help="to judge by")

@@ -18,29 +18,28 @@ BOX = np.diag([0.9, 0.8, 0.7])
 
 
 def crystal() -> RigidBodies:
-    """Four bodies: any one, its image under a half turn about z with a screw, and both shifted by half of the box along x."""
+    """Six bodies: any one, its image under a half turn about z with a screw, and both shifted by thirds of the box along x."""
     template = torch.tensor([[0, 0, 0], [0.06, 0.07, 0], [0.06, -0.07, 0]], dtype=torch.float64)
     place = torch.tensor([0.11, 0.07, -0.2], dtype=torch.float64)
     q = rotvec_to_quaternion(torch.tensor([0.4, -1.1, 0.6], dtype=torch.float64))
     turned = torch.stack([-q[3], -q[2], q[1], q[0]])  # (0, 0, 0, 1) times q: half a turn about z
     screwed = place * torch.tensor([-1.0, -1, 1]) + torch.tensor([0.0, 0, 0.35])
-    shift = torch.tensor([0.45, 0, 0], dtype=torch.float64)
-    return RigidBodies(
-        template, torch.stack([place, screwed, place + shift, screwed + shift]), torch.stack([q, turned, q, -turned])
-    )
+    shifts = torch.tensor([[0.0, 0, 0], [0.3, 0, 0], [0.6, 0, 0]], dtype=torch.float64)
+    places = torch.stack([place, screwed]) + shifts.unsqueeze(1)
+    return RigidBodies(template, places.flatten(0, 1), torch.stack([q, turned, q, -turned, -q, turned]))
 
 
 def test_symmetries_of_a_crystal_carry_its_sites_along() -> None:
     bodies = crystal()
     found = find_symmetries(bodies, BOX)
-    assert len(found.order) == 4 and sorted(found.signs[:, 0].tolist()) == [-1, -1, 1, 1]
+    assert len(found.order) == 6 and sorted(found.signs[:, 0].tolist()) == [-1] * 3 + [1] * 3
     generator = torch.Generator().manual_seed(0)
-    noise = [0.02 * torch.randn(4, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
+    noise = [0.02 * torch.randn(6, 6, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
     x = {"pos": noise[0], "rot": rotvec_to_quaternion(10 * noise[1])}
-    image = found.apply(x, torch.arange(4))
-    before, after = bodies.sites(x).unflatten(1, (4, 3)), bodies.sites(image).unflatten(1, (4, 3))
+    image = found.apply(x, torch.arange(6))
+    before, after = bodies.sites(x).unflatten(1, (6, 3)), bodies.sites(image).unflatten(1, (6, 3))
     sides = torch.as_tensor(np.diag(BOX).copy())
-    for g in range(4):
+    for g in range(6):
         moved = before[g] * found.signs[g] + (
             bodies.positions[found.order[g, 0]] - bodies.positions[0] * found.signs[g]
         )
