@@ -39,7 +39,9 @@ def test_one_sided_difference_is_right_where_the_laws_overlap() -> None:
 
 
 def test_the_error_of_the_two_sided_difference_is_its_spread() -> None:
-    made = [two_sided(4.5 + 3 * normal(4000, k), 4.5 + 3 * normal(100, 99 + k)) for k in range(60)]  # difference 0, by symmetry
+    made = [
+        two_sided(4.5 + 3 * normal(4000, k), 4.5 + 3 * normal(100, 99 + k)) for k in range(60)
+    ]  # difference 0, by symmetry
     values = torch.stack([m.value for m in made])
     assert values.std() == pytest.approx(float(torch.stack([m.error for m in made]).mean()), rel=0.3)
     assert abs(values.mean()) < 4 * values.std() / 60**0.5
