@@ -1,12 +1,16 @@
 """Crystals as a flow's batches: cells per atom, crystals of like size together."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+import manifoldflow as mf
+from manifoldflow.manifolds.spd import matrix_exp, matrix_log, symmetric_basis
+from manifoldflow.tasks.common.seeds import generator_of
+from manifoldflow.tasks.crystals.elements import ELEMENTS
 from manifoldflow.tasks.crystals.structure import Crystals
 
 
@@ -91,14 +95,70 @@ def trimmed(crystals: Crystals) -> Crystals:
     )
 
 
-def training_batches(crystals: Crystals, batch: int, max_pairs: int, seed: int = 0) -> Any:
-    """A function for :func:`manifoldflow.training.fit`: from a number to the batches from there on."""
-    sizes = crystals.mask.sum(-1).tolist()
-    sized = SizedBatches(sizes, batch, max_pairs, seed)
+class Guesses(NamedTuple):
+    """Pairs of a guess and the truth, see :mod:`manifoldflow.tasks.crystals.pairs`.
+
+    Args:
+        rows: of the truths in the training set, ``(P,)``.
+        crystals: the guesses, atoms in the order of the truth's.
+        share: of the batches that start from guesses.
+        blur: standard deviation of noise on their coordinates (turns) and on the logarithms of their metric tensors, so that the
+            flow learns a neighbourhood.
+    """
+
+    rows: Tensor
+    crystals: Crystals
+    share: float = 0.5
+    blur: float = 0.02
+
+
+def training_batches(
+    crystals: Crystals, batch: int, max_pairs: int, seed: int = 0, guesses: Guesses | None = None
+) -> Any:
+    """A function for :func:`manifoldflow.training.fit`: from a number to the batches from there on.
+
+    With ``guesses`` a share of the batches starts from them (``x0``), and all are told which they are
+    (``cond={"prototype": ...}``).
+    """
+    sized = SizedBatches(crystals.mask.sum(-1).tolist(), batch, max_pairs, seed)
+    if guesses is None:
+        told = None
+    else:
+        told = SizedBatches(guesses.crystals.mask.sum(-1).tolist(), batch, max_pairs, seed + 1)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        for rows in sized.from_number(start):
-            some = trimmed(crystals.rows(torch.as_tensor(rows)))
-            yield {"x": state_of(some), "mask": some.mask}
+        if guesses is None or told is None:
+            for rows in sized.from_number(start):
+                some = trimmed(crystals.rows(torch.as_tensor(rows)))
+                yield {"x": state_of(some), "mask": some.mask}
+            return
+        plain, paired = sized.from_number(start), told.from_number(start)
+        number = start
+        while True:
+            is_paired = np.random.default_rng((seed, 7, number)).random() < guesses.share
+            rows, pairs = torch.as_tensor(next(plain)), torch.as_tensor(next(paired))
+            some = trimmed(crystals.rows(guesses.rows[pairs] if is_paired else rows))
+            made: dict[str, Any] = {"x": state_of(some), "mask": some.mask}
+            if is_paired:
+                made["x0"] = start_from(trimmed(guesses.crystals.rows(pairs)), guesses.blur, generator_of(seed, number))
+            made["cond"] = {"prototype": torch.full((len(some.mask),), float(is_paired))}
+            yield made
+            number += 1
 
     return batches
+
+
+def start_from(guesses: Crystals, blur: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """Guesses as source points of the flow, blurred; all species masked."""
+    state = state_of(guesses)
+    frac = state["frac"] + blur * torch.randn(state["frac"].shape, generator=generator, dtype=state["frac"].dtype)
+    noise = torch.randn(len(guesses.mask), 6, generator=generator, dtype=torch.float64)
+    log = matrix_log(state["lattice"].double()) + blur * torch.einsum(
+        "bk,kij->bij", noise, symmetric_basis(3, torch.float64)
+    )
+    lattice = matrix_exp(log).to(state["lattice"].dtype)
+    return {
+        "species": torch.where(guesses.mask, ELEMENTS, 0),
+        "frac": torch.where(guesses.mask.unsqueeze(-1), mf.Torus(3).project(frac), 0.0),
+        "lattice": 0.5 * (lattice + lattice.mT),
+    }

@@ -9,12 +9,13 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.tasks.common.runs import command_line, run_folder
-from manifoldflow.tasks.crystals.batches import state_of, training_batches
+from manifoldflow.tasks.crystals.batches import Guesses, state_of, training_batches
 from manifoldflow.tasks.crystals.flow import CrystalConfig, Method, build
+from manifoldflow.tasks.crystals.pairs import guess_pairs
 from manifoldflow.tasks.crystals.sources import LogNormalCells
 from manifoldflow.tasks.crystals.splits import split_by_formula
 from manifoldflow.tasks.crystals.store import CrystalDataset
-from manifoldflow.tasks.crystals.structure import Crystals
+from manifoldflow.tasks.crystals.structure import Crystals, collate
 from manifoldflow.training import TrainConfig, fit
 
 TRAINING = TrainConfig(max_steps=5000, learning_rate=1e-3, ema=0.998, decay=0.4, validate_every=1000)
@@ -29,6 +30,7 @@ def train(
     batch: int = 64,
     max_pairs: int = 6400,
     most_atoms: int = 20,
+    prototypes: float = 0.0,
     val: float = 0.1,
     test: float = 0.2,
     init: str | None = None,
@@ -49,14 +51,18 @@ def train(
         batch: crystals in a batch, at most.
         max_pairs: pairs of atoms in a batch, padding included; what time and memory grow with.
         most_atoms: leave out crystals with more atoms.
+        prototypes: share of the batches that start from substituted prototypes instead of noise, for `sample --from`.
         val: share of the formulas for the validation loss.
         test: share of the formulas held back for `evaluate`.
         init: checkpoint (file, run folder or name) to start from instead of random weights; its model configuration is used.
         resume: continue the run in `out`, or start it if there is none.
     """
     torch.manual_seed(training.seed)
-    parts, counts = load_parts(data, val, test, most_atoms)
-    crystals, held = parts
+    dataset = CrystalDataset(data)
+    train_rows, val_rows, counts = rows_of(dataset, val, test, most_atoms)
+    crystals = dataset.batch(train_rows)
+    held = dataset.batch(val_rows) if val_rows else crystals.rows(slice(0, 0))
+    guesses = _guesses(dataset, train_rows, prototypes, counts) if prototypes > 0 else None
     if init is None:
         source = LogNormalCells.fit(state_of(crystals)["lattice"])
         chosen = replace(model, method=method or model.method, cell_mean=source.mean, cell_scale=source.scale)
@@ -75,7 +81,7 @@ def train(
     checks = [_batch(held, part) for part in rows.split(batch)] if len(rows) else None
     fit(
         flow,
-        training_batches(crystals, batch, max_pairs, training.seed),
+        training_batches(crystals, batch, max_pairs, training.seed, guesses),
         training,
         out=folder,
         validation=checks,
@@ -87,15 +93,14 @@ def train(
     )
 
 
-def load_parts(
-    data: str | Path, val: float, test: float, most_atoms: int
-) -> tuple[tuple[Crystals, Crystals], dict[str, int]]:
-    """The training and validation crystals of a set, each one padded batch, and how many there are of what.
+def rows_of(
+    dataset: CrystalDataset, val: float, test: float, most_atoms: int
+) -> tuple[Sequence[int], Sequence[int], dict[str, int]]:
+    """The training and validation rows of a set, and how many there are of what.
 
     Raises:
         ValueError: no crystal is left for training.
     """
-    dataset = CrystalDataset(data)
     split = split_by_formula(dataset.formulas, val, test)
 
     def small(rows: torch.Tensor) -> Sequence[int]:
@@ -103,10 +108,18 @@ def load_parts(
 
     train_rows, val_rows = small(split.train), small(split.val)
     if not train_rows:
-        raise ValueError(f"{data}: no crystal of at most {most_atoms} atoms is left for training")
+        raise ValueError(f"the data: no crystal of at most {most_atoms} atoms is left for training")
     counts = {"crystals": len(train_rows), "validation_crystals": len(val_rows), "test_crystals": len(split.test)}
-    train_part = dataset.batch(train_rows)
-    return (train_part, dataset.batch(val_rows) if val_rows else train_part.rows(slice(0, 0))), counts
+    return train_rows, val_rows, counts
+
+
+def _guesses(dataset: CrystalDataset, rows: Sequence[int], share: float, counts: dict[str, int]) -> Guesses:
+    known = [dataset[i] for i in rows]
+    of, guesses = guess_pairs(known, known)
+    if not guesses:
+        raise ValueError("--prototypes: no training crystal has the structure of another one with other elements")
+    counts["pairs"] = len(guesses)
+    return Guesses(torch.tensor(of), collate(guesses), share)
 
 
 def _batch(crystals: Crystals, rows: torch.Tensor) -> dict[str, Any]:
