@@ -136,8 +136,8 @@ def training_batches(
         number = start
         while True:
             is_paired = np.random.default_rng((seed, 7, number)).random() < guesses.share
-            rows, pairs = torch.as_tensor(next(plain)), torch.as_tensor(next(paired))
-            some = trimmed(crystals.rows(guesses.rows[pairs] if is_paired else rows))
+            own, pairs = torch.as_tensor(next(plain)), torch.as_tensor(next(paired))
+            some = trimmed(crystals.rows(guesses.rows[pairs] if is_paired else own))
             made: dict[str, Any] = {"x": state_of(some), "mask": some.mask}
             if is_paired:
                 made["x0"] = start_from(trimmed(guesses.crystals.rows(pairs)), guesses.blur, generator_of(seed, number))

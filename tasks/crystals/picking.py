@@ -13,9 +13,7 @@ TIMES = (0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 @torch.no_grad()
-def doubt(
-    flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int = 2, seed: int = 0
-) -> Tensor:
+def doubt(flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int = 2, seed: int = 0) -> Tensor:
     """The denoising loss of coordinates and cell of every crystal, species given, ``(B,)``: small for what the flow would make.
 
     Every crystal is noised and aligned with the noise as in training, at the same times; the mean of its losses bounds, up to
