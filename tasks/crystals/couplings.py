@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from manifoldflow.assignment import assign
+from manifoldflow.coupling import Permute
+from manifoldflow.discrete import Tokens
+from manifoldflow.manifolds import Torus
 from manifoldflow.state import fields, like
 
 
@@ -70,17 +72,19 @@ def align_atoms(frac0: Tensor, frac1: Tensor, kinds: Tensor | None, mask: Tensor
     weight = real.unsqueeze(-1).to(frac0.dtype)
     kind = torch.zeros_like(real, dtype=torch.int64) if kinds is None else kinds
     kind = torch.where(real, kind, -1)
-    is_apart = kind.unsqueeze(-1) != kind.unsqueeze(-2)
     count = weight.sum(1, keepdim=True).clamp_min(1)
     x = (frac0 + _circular_mean(frac1 - frac0, weight)).remainder(1)
+    spaces: Any = {"frac": Torus(3), "kind": Tokens(2)}
     for _ in range(rounds):
-        gap = _short(frac1.unsqueeze(-2) - x.unsqueeze(-3)).square().sum(-1)  # row: data atom, column: source atom
-        order = assign(torch.where(is_apart, 1e4, gap), real)
-        x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        moved: Any = _PERMUTE({"frac": x, "kind": kind}, {"frac": frac1, "kind": kind}, spaces=spaces, mask=real)[0]
+        x = moved["frac"]
         for _ in range(2):
             x = x + (_short(frac1 - x) * weight).sum(1, keepdim=True) / count
     x = x.remainder(1)
     return torch.where(real.unsqueeze(-1), torch.where(x >= 1, 0.0, x), torch.zeros_like(x))
+
+
+_PERMUTE = Permute("frac", within="kind")
 
 
 def _short(gap: Tensor) -> Tensor:

@@ -38,11 +38,11 @@ def laid_over(guess: Crystal, truth: Crystal) -> tuple[Crystal, float]:
     Raises:
         ValueError: other species.
     """
+    if sorted(guess.species.tolist()) != sorted(truth.species.tolist()):
+        raise ValueError(f"the guess {guess.formula} of {len(guess)} atoms is no {truth.formula} of {len(truth)}")
     order = np.argsort(guess.species, kind="stable")
     place = np.argsort(np.argsort(truth.species, kind="stable"), kind="stable")
     order = order[place]
-    if len(guess) != len(truth) or (guess.species[order] != truth.species).any():
-        raise ValueError(f"the guess {guess.formula} of {len(guess)} atoms is no {truth.formula} of {len(truth)}")
     changes = axis_changes()
     metrics = changes @ guess.metric @ changes.transpose(0, 2, 1)
     apart = np.abs(metrics - truth.metric).sum((1, 2)) / np.trace(truth.metric)

@@ -33,7 +33,7 @@ def some_crystals(sizes=(5, 3, 8), seed=0) -> list[Crystal]:
 def stirred(method="geodesic", **settings) -> mf.Flow:
     """A small flow whose last layers are not zero, as if it were trained."""
     torch.manual_seed(0)
-    flow = build(CrystalConfig(network=SMALL, method=method, **settings)).double()
+    flow = build(CrystalConfig(network=SMALL, method=method, accuracy_steps=50, **settings)).double()
     with torch.no_grad():
         for parameter in flow.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -204,13 +204,13 @@ def test_atoms_change_places_within_their_species_only_and_come_nearer():
 def test_source_of_cells_is_fitted_and_normalised(space):
     g = torch.Generator().manual_seed(0)
     want = LogNormalCells((1.5, 0.2, -0.1, 1.8, 0.0, 1.2), (0.2, 0.1, 0.15, 0.3, 0.1, 0.2)).bind(space)
-    draws = want.sample((20_000,), generator=g, dtype=torch.float64)
+    draws = want.sample((5000,), generator=g, dtype=torch.float64)
     found = LogNormalCells.fit(draws)
-    assert np.allclose(found.mean, want.mean, atol=0.01) and np.allclose(found.scale, want.scale, rtol=0.03)
+    assert np.allclose(found.mean, want.mean, atol=0.02) and np.allclose(found.scale, want.scale, rtol=0.05)
     # Importance weights against another law of the same space average to 1.
-    wide = mf.WrappedNormal(space, scale=0.4, mean=draws.mean(0)).sample((200_000,), generator=g, dtype=torch.float64)
+    wide = mf.WrappedNormal(space, scale=0.4, mean=draws.mean(0)).sample((10_000,), generator=g, dtype=torch.float64)
     ratio = want.log_prob(wide) - mf.WrappedNormal(space, scale=0.4, mean=draws.mean(0)).log_prob(wide)
-    assert float(ratio.exp().mean()) == pytest.approx(1.0, abs=0.05)
+    assert float(ratio.exp().mean()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_lattices_per_atom_have_the_volume_per_atom():

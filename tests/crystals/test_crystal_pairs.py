@@ -1,0 +1,118 @@
+"""Substituted prototypes laid over their truths, and candidates that the flow judges."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from manifoldflow.tasks.crystals.batches import Guesses, start_from, state_of, training_batches
+from manifoldflow.tasks.crystals.elements import ELEMENTS
+from manifoldflow.tasks.crystals.flow import CrystalConfig, build
+from manifoldflow.tasks.crystals.model import NetworkConfig
+from manifoldflow.tasks.crystals.pairs import axis_changes, guess_pairs, laid_over
+from manifoldflow.tasks.crystals.picking import doubt
+from manifoldflow.tasks.crystals.predicting import candidates
+from manifoldflow.tasks.crystals.structure import Crystal, collate
+
+
+def perovskite(a: int, b: int, x: int, edge: float = 4.0, off: float = 0.0) -> Crystal:
+    frac = np.array([[0, 0, 0], [0.5, 0.5, 0.5 + off], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) % 1
+    return Crystal(np.array([a, b, x, x, x]), frac, edge * np.eye(3), name=f"{a}-{b}-{x}")
+
+
+def low_symmetry(seed: int, n: int = 6) -> Crystal:
+    rng = np.random.default_rng(seed)
+    cell = np.diag([4.0, 4.6, 5.3]) + 0.3 * rng.normal(size=(3, 3))
+    return Crystal(rng.integers(3, 6, n), rng.random((n, 3)), cell).reduced()
+
+
+@pytest.mark.parametrize("number", [0, 7, 30, 47])
+def test_a_crystal_described_otherwise_is_laid_exactly_over_itself(number):
+    truth = low_symmetry(1)
+    rng = np.random.default_rng(number)
+    change, order = axis_changes()[number], rng.permutation(len(truth))
+    other = replace(
+        truth,
+        species=truth.species[order],
+        frac=(truth.frac[order] @ np.linalg.inv(change) + rng.random(3)) % 1,
+        cell=change @ truth.cell,
+    )
+    laid, off = laid_over(other, truth)
+    assert off < 1e-6 and (laid.species == truth.species).all()
+    assert np.abs(laid.metric - truth.metric).max() < 1e-9
+    gap = laid.frac - truth.frac
+    assert np.abs(gap - np.round(gap)).max() < 1e-6
+    with pytest.raises(ValueError, match="guess"):
+        laid_over(perovskite(10, 20, 7), truth)
+
+
+def test_changes_of_axes_are_all_different_and_keep_volumes():
+    changes = axis_changes()
+    assert len({tuple(m.ravel()) for m in changes}) == 48
+    assert (np.abs(np.linalg.det(changes)).round() == 1).all()
+
+
+def test_pairs_join_crystals_of_one_structure_and_other_formulas():
+    known = [perovskite(37, 21, 7, 3.9), perovskite(55, 21, 7, 4.0, 0.02), perovskite(19, 40, 8, 4.1)]
+    rows, guesses = guess_pairs(known, known)
+    assert set(rows) == {0, 1, 2}
+    for row, guess in zip(rows, guesses, strict=True):
+        assert (guess.species == known[row].species).all() and guess.name != known[row].name
+        gap = guess.frac - known[row].frac
+        assert np.abs(gap - np.round(gap)).max() < 0.1
+
+
+def test_batches_from_guesses_say_so_and_start_near_them():
+    known = [perovskite(37, 21, 7), perovskite(55, 21, 7, off=0.02)]
+    crystals = collate(known)
+    guesses = Guesses(torch.tensor([0, 1]), collate([known[1], known[0]]), share=0.5, blur=0.01)
+    source = training_batches(crystals, 2, 100, 0, guesses)(0)
+    made = [next(source) for _ in range(20)]
+    paired = [m for m in made if "x0" in m]
+    assert 4 <= len(paired) <= 16
+    for m in made:
+        assert (m["cond"]["prototype"] == float("x0" in m)).all()
+    again = training_batches(crystals, 2, 100, 0, guesses)(5)
+    assert ("x0" in next(again)) == ("x0" in made[5])
+    flow = build(CrystalConfig(network=NetworkConfig(width=16, layers=1)))
+    start = start_from(crystals, 0.01, torch.Generator().manual_seed(0))
+    assert (start["species"] == ELEMENTS).all()
+    gap = start["frac"] - crystals.frac
+    assert 0 < (gap - gap.round()).abs().max() < 0.06
+    assert torch.allclose(start["lattice"], state_of(crystals)["lattice"], atol=0.5)
+    loss = flow.loss(paired[0]["x"], mask=paired[0]["mask"], x0=paired[0]["x0"], cond=paired[0]["cond"])
+    assert loss.isfinite()
+
+
+def test_doubt_is_small_for_what_the_flow_makes():
+    """A flow that was trained on one crystal for a moment prefers it to a random one."""
+    torch.manual_seed(0)
+    flow = build(CrystalConfig(network=NetworkConfig(width=32, layers=2), cell_scale=(0.1,) * 6))
+    truth = perovskite(37, 21, 7)
+    batch = collate([truth] * 16)
+    optimiser = torch.optim.Adam(flow.parameters(), 3e-3)
+    g = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        loss = flow.loss(state_of(batch), mask=batch.mask, generator=g)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    noise = replace(truth, frac=np.random.default_rng(0).random((5, 3)))
+    moved = replace(truth, frac=(truth.frac + 0.3) % 1)
+    values = doubt(flow, collate([truth, noise, moved]), draws=8)
+    assert values[0] < 0.8 * values[1] and values[2] < 0.8 * values[1]
+    assert flow.pin is not None and torch.equal(values, doubt(flow, collate([truth, noise, moved]), draws=8))
+
+
+@pytest.mark.parametrize("choose", [1, 3])
+def test_candidates_are_of_the_cells_asked_for_and_the_least_doubted_first(choose):
+    torch.manual_seed(0)
+    flow = build(CrystalConfig(network=NetworkConfig(width=16, layers=1)))
+    cells = [[7, 7, 21, 37], [16, 10], [5, 6, 7, 8, 9, 10]]
+    made = candidates(flow, cells, 2, steps=3, choose=choose)
+    assert [sorted(c.species.tolist()) for some in made for c in some] == [sorted(s) for s in cells for _ in range(2)]
+    again = candidates(flow, cells, 2, steps=3, choose=choose)
+    assert all(
+        np.array_equal(a.frac, b.frac) for x, y in zip(made, again, strict=True) for a, b in zip(x, y, strict=True)
+    )
