@@ -35,7 +35,7 @@ def optimise(
     timeout: float | None = None,
     bad: Literal["raise", "floor"] = "raise",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int = 32,
     threshold: float | None = None,
     model: FragmentConfig = MODEL,
     training: TrainConfig = TRAINING,

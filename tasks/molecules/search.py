@@ -38,7 +38,7 @@ def learn(
     training: TrainConfig = TRAINING,
     *,
     out: str | Path | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     resume: bool = False,
     facts: dict[str, Any] | None = None,
     callback: Callable[[dict[str, Any]], None] | None = None,

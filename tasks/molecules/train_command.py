@@ -22,7 +22,7 @@ def train(
     training: TrainConfig = TRAINING,
     steps: int = 1000,
     calls: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = 32,
     timeout: float | None = None,
     bad: Literal["raise", "floor"] = "raise",
     resume: bool = False,
