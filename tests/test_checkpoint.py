@@ -125,7 +125,7 @@ def _made(folder: Path) -> Path:
 
 
 def test_an_unknown_path_or_name_lists_the_embedded_checkpoints(tmp_path: Path) -> None:
-    assert "embedded ones are dna_ctcf_pu1, dna_promoters, proteins" in fails("protein", FileNotFoundError)
+    assert f"embedded ones are {', '.join(checkpoint.known_checkpoints())}" in fails("protein", FileNotFoundError)
     assert "not a file" in fails(tmp_path / "gone.safetensors", FileNotFoundError)
     assert "is a folder without" in fails(tmp_path, FileNotFoundError)  # a folder
 
