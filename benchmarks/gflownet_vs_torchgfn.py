@@ -130,10 +130,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--most", type=float, default=40.0, help="processor seconds of a run to a level")
+    parser.add_argument("--grids", default="2x8x16,2x8x256,2x20x256", help="runs to a level: dim x height x batch")
+    parser.add_argument("--levels", action="store_true", help="runs to a level only")
     parser.add_argument("--quick", action="store_true", help="speed on two grids only")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread; trajectories per processor second, medians of {given.rounds}")
+    if given.levels:
+        return levels(given.grids, given.most)
     print("| grid | batch | ours | without merging | torchgfn | ratio | ratio without |\n|---|---|---|---|---|---|---|")
     for dim, height in [(2, 8), (4, 8)] if given.quick else [(2, 8), (2, 20), (3, 10), (4, 8)]:
         for batch, steps in ((16, 20), (256, 4)):
@@ -142,18 +146,23 @@ def main() -> None:
                 f"| {dim}D h{height} | {batch} | {a:,.0f} | {b:,.0f} | {c:,.0f} | {a / c:.2f} | {b / c:.2f} |",
                 flush=True,
             )
-    if given.quick:
-        return
+    if not given.quick:
+        levels(given.grids, given.most)
+
+
+def levels(grids: str, most: float) -> None:
+    """Print when each falls below levels of exact total variation."""
     print("\n| grid, batch | exact TV below | ours: s (trajectories) | torchgfn: s (trajectories) | ratio |")
     print("|---|---|---|---|---|")
-    for dim, height, batch in [(2, 8, 16), (2, 8, 256), (2, 20, 256)]:
+    for text in grids.split(","):
+        dim, height, batch = map(int, text.split("x"))
         every = gf.enumerate_env(gf.Hypergrid(dim, height))
         ours = Ours(dim, height, 0)
         theirs = Theirs(dim, height, ours)
-        levels = [0.25, 0.1, 0.05, 0.025]
-        first = {v: (s, n) for v, s, n in reached(theirs, every, batch, levels, given.most)}
-        mine = {v: (s, n) for v, s, n in reached(ours, every, batch, levels, given.most)}
-        for v in levels:
+        steps = [0.25, 0.1, 0.05, 0.025]
+        mine = {v: (s, n) for v, s, n in reached(ours, every, batch, steps, most)}
+        first = {v: (s, n) for v, s, n in reached(theirs, every, batch, steps, most)}
+        for v in steps:
             if v in mine and v in first:
                 (a, n), (b, m) = mine[v], first[v]
                 print(

@@ -152,6 +152,17 @@ def test_one_network_learns_the_laws_of_all_temperatures_and_their_partition_fun
     fit(model, [{"cond": given}], config(2), out=None)
 
 
+def test_trajectories_drawn_backward_under_conditions_are_scored_with_their_own():
+    """Short ones rest in the initial state first: each with the condition of its own trajectory."""
+    env = Tempered(2, 4)
+    torch.manual_seed(0)
+    model = gf.GFlowNet(env, gf.Mlp(env.observed + 1, env.actions, 16))
+    cond = torch.linspace(0, 3, 20).unsqueeze(1)
+    made = model.taken_apart(model.sample(20, cond, generator=gen()), cond, generator=gen(1))
+    forward = model.onward.log_probs_of(mf.Trajectory(made.states, made.times), cond=cond)
+    assert torch.allclose(model.scores(made).log_forward, forward, atol=1e-5)
+
+
 # ---------------------------------------------------------------- probabilities
 
 
