@@ -13,7 +13,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     failed = 0
     for file in sorted(HERE.glob("*.py")):
-        if file.stem.startswith("_") or "--json" not in file.read_text() and "_bench" not in file.read_text():
+        if file.stem.startswith("_") or ("--json" not in file.read_text() and "_bench" not in file.read_text()):
             continue  # studies of minutes, or in an environment of their own, have commands of their own in their first lines
         print(f"\n## {file.stem}\n", flush=True)
         command = [
