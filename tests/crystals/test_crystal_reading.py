@@ -223,6 +223,12 @@ def test_symmetry_is_expanded_and_special_positions_are_one_atom(kind: str) -> N
     assert symmetry_of(crystal, 0.02).number == group
 
 
+def test_rounded_coordinates_are_put_onto_their_special_position() -> None:
+    symmetry, cell, atoms, *_ = GROUPS["hexagonal, thirds as decimals"]
+    crystal = parse_crystal(cif(atoms, cell, symmetry))
+    assert np.allclose(np.sort(crystal.frac[:2, 0]), [1 / 3, 2 / 3], atol=1e-12)
+
+
 def test_two_origins_are_not_guessed() -> None:
     text = cif("Fe Fe .11 .23 .37", (8,) * 3 + (90,) * 3, "_symmetry_space_group_name_H-M 'F d -3 m'\n")
     with pytest.raises(ValueError, match="two origins"):
