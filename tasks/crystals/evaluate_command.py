@@ -118,6 +118,8 @@ def evaluate(
         if any(candidates):
             is_paired = True
             judged.append(judge(method, candidates, truth, num, workers=workers, timeout=timeout, progress=True))
+        else:
+            print(f"{method}: no candidate for any of {plural(len(truth), 'structure')}, so it has no row")
     if is_paired:
         columns, rows, notes = prediction_table(judged)
         title = f"{reference}: {plural(len(truth), 'structure')}" + (f" of the part {part}" if part != "all" else "")
