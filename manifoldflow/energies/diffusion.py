@@ -254,7 +254,7 @@ class DiffusionSampler(Balance):
         search_size: chains of a search.
         capacity, sharpness: of the :class:`Replay`.
         anneal_steps: with ``"kl"``, until which step the target is :math:`R^\beta p_1^{1 - \beta}` with the reference's law
-            :math:`p_1` at time 1 and a :math:`\beta` that rises from 0 to 1: the divergence drops what it cannot follow yet.
+            :math:`p_1` at time 1 and a :math:`\beta` that rises from 1e-4 to 1: the divergence drops what it cannot follow yet.
         clip, widest: of :class:`ControlledWalk`.
         z_rate: how many times faster than the rest log Z learns.
     """
@@ -434,7 +434,7 @@ class DiffusionSampler(Balance):
         made = self._walk(size, torch.Generator(self.log_z.device).manual_seed(seed), scored=True)
         reward = self.energy(made.end)
         if number < self.anneal_steps:
-            beta = ((number + 1) / self.anneal_steps) ** 2
+            beta = 1e4 ** ((number + 1) / self.anneal_steps - 1)  # evenly in its logarithm: energies begin far too large
             reward = beta * reward + (1 - beta) * self.reference.log_marginal(made.end, torch.ones_like(reward))
         off = self._gap(made, reward)
         return {"divergence": off.mean() + 0.0 * self.log_z}
