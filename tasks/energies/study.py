@@ -63,7 +63,7 @@ def table(rows: dict[str, Any]) -> str:
             best = [abs(r["last"].get("best_off", min((p["off"] for p in r["curve"]), key=abs))) for r in group]
             calls = sum(r.get("training_calls") or r["calls"] for r in last) / len(last)
             modes = "-" if "modes" not in last[0] else f"{min(r['modes'] for r in last)}/{last[0]['modes_in_all']}"
-            mark = "**" if means[method] == min(means.values()) else ""
+            mark = "**" if len(means) > 1 and means[method] == min(means.values()) else ""
             with_bins = "tv" in last[0]
             lines.append(
                 [
