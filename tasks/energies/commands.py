@@ -54,7 +54,7 @@ def train(
         target: mixture9, funnel, manywell, torsion, sphere3, rotations2, alanine, ice, or an energy of yours:
             `module:function` or `file.py:function`, which takes states `(B, ...)` and returns energies `(B,)` in kT.
         method: `tb` (trajectory balance, replay buffer, local search), `dgfs`, `vargrad`, `pis`, `dds`, or `boltzmann` (a
-            normalising flow; molecules).
+            normalising flow: alanine and ice alone, with their own settings, see tasks/energies/README.md).
         out: folder of the run; `runs/energies/TARGET_METHOD` by default.
         space: of an energy of yours: euclidean:D, torus:D (radians), sphere:D or so3.
         scale: a length that reaches over the target.
@@ -70,7 +70,10 @@ def train(
     if min(batch_size, evaluations, evaluation_size, final_size) < 1:
         raise ValueError("--batch_size, --evaluations, --evaluation_size and --final_size must be at least 1")
     if method == "boltzmann":
-        _generator(target)(out=out, resume=resume, seed=training.seed)
+        study = _generator(target)
+        if resume:
+            raise ValueError("--method boltzmann cannot go on with a run; give --out a new folder")
+        study(["--out", str(Path(out) if out else run_folder("energies", target)), "--seed", str(training.seed)])
         return
     known = load_target(target, space, scale)
     folder = Path(out) if out else run_folder("energies", f"{known.name}_{method}")
@@ -326,8 +329,6 @@ def _generator(target: str) -> Callable[..., Any]:
     from importlib import import_module
 
     if target not in GENERATORS:
-        raise ValueError(
-            f"--method boltzmann is there for {', '.join(GENERATORS) or 'no target yet'}, not for {target}"
-        )
+        raise ValueError(f"--method boltzmann is there for {', '.join(GENERATORS)}, not for {target}")
     module, _, function = GENERATORS[target].partition(":")
     return getattr(import_module(module), function)

@@ -105,8 +105,11 @@ TARGETS: dict[str, Callable[[], Target]] = {}
 """Functions that make the targets by name: a target is made when it is asked for."""
 
 
-GENERATORS: dict[str, str] = {}
-"""Boltzmann generators by target: ``"module:function"`` of ``function(out=, resume=, seed=)``, imported when asked for."""
+GENERATORS = {
+    "alanine": "manifoldflow.tasks.energies.alanine_study:main",
+    "ice": "manifoldflow.tasks.energies.ice_study:main",
+}
+"""Studies of Boltzmann generators by target: ``main(["--out", folder, "--seed", number])``, imported when asked for."""
 
 
 def target(make: Callable[[], Target]) -> Callable[[], Target]:

@@ -217,3 +217,24 @@ def test_the_study_reads_runs_beside_monte_carlo_and_marks_the_best(trained, tmp
     assert text.count("**") == 2 and text.count("sphere3") == 3
     words = ["plot", "energies", "--curves", str(tmp_path / "table.json"), "--out", str(tmp_path / "curves.png")]
     assert run(words, capsys)[0] == 0 and (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_boltzmann_generators_are_trained_by_their_study(tmp_path, monkeypatch):
+    from manifoldflow.tasks.energies import alanine_study
+
+    asked = []
+    monkeypatch.setattr(alanine_study, "main", asked.append)
+    commands.train("alanine", "boltzmann", out=str(tmp_path / "a"), training=small(seed=3))
+    assert asked == [["--out", str(tmp_path / "a"), "--seed", "3"]]
+    with pytest.raises(ValueError, match="cannot go on"):
+        commands.train("alanine", "boltzmann", out=str(tmp_path / "a"), resume=True)
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "energies", "--target", "alanine"], ["sample", "energies", "--target", "alanine"]]
+)
+def test_without_openmm_one_line_says_what_to_install(words, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(__import__("sys").modules, "openmm", None)
+    code, _, error = run([*words, "--out", "a.npz"], capsys)
+    assert code == 2 and len(error.strip().splitlines()) == 1 and "pip install 'manifoldflow[energies]'" in error
