@@ -85,7 +85,10 @@ def _ragged(offset: NDArray[np.int32], index: NDArray[Any]) -> tuple[NDArray[np.
 
 
 def load_conformers(path: str | Path) -> Conformers:
-    """Conformers from an NPZ file; without charges they are 0, and without ``molecule`` every conformer is one of its own.
+    """Conformers from an NPZ file.
+
+    Charges that are not there follow from the valences (a nitrogen of four bonds has +1), and without ``molecule`` every conformer
+    is one of its own.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or arrays that are missing; says which.
@@ -97,10 +100,28 @@ def load_conformers(path: str | Path) -> Conformers:
                 f"{path}: lacks the array{'s' * (len(missing) > 1)} {', '.join(missing)}; it has {', '.join(held.files)}"
             )
         arrays = {n: held[n] for n in ARRAYS if n in held.files}
-    arrays.setdefault("charge", np.zeros_like(arrays["atomic_number"]))
+    if "charge" not in arrays:
+        arrays["charge"] = formal_charges(arrays)
     arrays.setdefault("molecule", np.arange(len(arrays["atom_offset"]) - 1, dtype=np.int32))
     ordered = np.sort(arrays["bonds"], -1)
     return Conformers(**{**arrays, "bonds": ordered})
+
+
+IMPLIED = {(7, 4): 1, (7, 2): -1, (8, 3): 1, (8, 1): -1, (16, 1): -1, (16, 3): 1}
+"""Formal charges that atomic number and sum of bond orders leave no choice about."""
+
+
+def formal_charges(arrays: dict[str, Any]) -> NDArray[np.int8]:
+    """Formal charges ``(A,)`` from the sums of bond orders, where the file has none."""
+    atoms, bonds, order = arrays["atomic_number"], arrays["bonds"].astype(np.int64), arrays["bond_order"]
+    first = np.repeat(arrays["atom_offset"][:-1], np.diff(arrays["bond_offset"]))
+    valence = np.zeros(len(atoms), np.int64)
+    for end in (0, 1):
+        np.add.at(valence, first + bonds[:, end], order)
+    made = np.zeros(len(atoms), np.int8)
+    for (number, total), charge in IMPLIED.items():
+        made[(atoms == number) & (valence == total)] = charge
+    return made
 
 
 def join(parts: Sequence[Conformers]) -> Conformers:

@@ -305,6 +305,15 @@ def test_conformers_are_kekulised_and_complete():
     assert stability(Made(**_as_made(made))).molecule.all()
 
 
+def test_charges_that_a_file_leaves_out_follow_from_the_valences(tmp_path):
+    pytest.importorskip("rdkit")
+    from manifoldflow.tasks.molecules.conformers import embed
+
+    made, _ = embed(["C[N+](=O)[O-]", "C[NH3+]", "CCO", "CS(C)=O"], seed=0)
+    np.savez(tmp_path / "a.npz", **{n: getattr(made, n) for n in ARRAYS if n not in ("charge", "molecule")})
+    assert np.array_equal(load_conformers(tmp_path / "a.npz").charge, made.charge) and made.charge.any()
+
+
 def _as_made(flat):
     batch = tensors_of(flat).batch(torch.arange(len(flat)))
     return {"state": batch["x"], "mask": batch["mask"]}
