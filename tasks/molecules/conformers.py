@@ -87,7 +87,7 @@ def _ragged(offset: NDArray[np.int32], index: NDArray[Any]) -> tuple[NDArray[np.
 def load_conformers(path: str | Path) -> Conformers:
     """Conformers from an NPZ file.
 
-    Charges that are not there follow from the valences (a nitrogen of four bonds has +1), and without ``molecule`` every conformer
+    Charges that are not there follow from the valences (a nitrogen of four bonds has +1); without ``molecule`` every conformer
     is one of its own.
 
     Raises:
