@@ -32,8 +32,8 @@ TRAINING = TrainConfig(
 )
 """How the graph models of the tables were trained, but for the number of steps."""
 
-TEMPERATURE = 0.5
-"""Of the tokens of molecules: below 1 the likelier ones."""
+TEMPERATURE, CORRECTOR = 0.8, 2.0
+"""Of the tokens (:class:`manifoldflow.Jumps`): at lower temperatures more valences are allowed, and more molecules fall apart."""
 
 
 def train_graphs(
@@ -125,6 +125,7 @@ def sample_molecular_graphs(model: mf.Flow, path: Path, num: int, out: Path, see
             sizes,
             steps=steps,
             temperature=TEMPERATURE,
+            corrector=CORRECTOR,
             generator=generator,
             callback=lambda n: bar.update(task, completed=n),
         )
