@@ -136,7 +136,7 @@ def sample(
         batches, known = _by_rule(rule, counts, units, num, data, seed), _known(data, None)
         source = f"rule {rule}"
     else:
-        model = _Model(checkpoint, device, wanted_conditions)
+        model = _Model(checkpoint, device, wanted_conditions, counts if from_ is None else None, z)
         wanted = _wanted(model, counts, z, num, num_atoms, from_, fixed, max_atoms, seed)
         known = _known(data, model.data)
         if choose > 1 and wanted[0].species is None:
@@ -293,7 +293,9 @@ class _Run:
 class _Model:
     """A checkpoint and what it can do."""
 
-    def __init__(self, checkpoint: str | None, device: str, conditions: dict[str, Any]) -> None:
+    def __init__(
+        self, checkpoint: str | None, device: str, conditions: dict[str, Any], counts: Any = None, z: str = "1"
+    ) -> None:
         import torch
 
         from manifoldflow.checkpoint import known_checkpoints, read_metadata
@@ -304,7 +306,7 @@ class _Model:
             embedded = [name for name in known_checkpoints() if name.startswith("crystals")]
             if not embedded:
                 raise FileNotFoundError("no embedded checkpoint of crystals is installed; name one with --checkpoint")
-            checkpoint = "crystals_mp" if "crystals_mp" in embedded else embedded[0]  # the one that knows all elements
+            checkpoint = fitting(embedded, counts, z)
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: this machine (or this build of torch) has no such GPU; use cpu")
         self.flow, path = load_model(checkpoint, BUILDER, "crystal flow", device=device)
@@ -352,6 +354,25 @@ class _Model:
             if choose > 1:
                 crystals = least_doubted(self.flow, crystals, choose)
             yield [(crystal, one.label) for crystal, one in zip(crystals, some, strict=True)]
+
+
+def fitting(embedded: Sequence[str], counts: Any, z: str) -> str:
+    """The embedded checkpoint for a formula: that of perovskites for one unit of ABX3 of its elements, else that of all.
+
+    Args:
+        embedded: names.
+        counts: ``(species, count)`` of a formula unit, None where it is open.
+        z: formula units, as asked for.
+    """
+    general = "crystals_mp" if "crystals_mp" in embedded else embedded[0]
+    if counts is None or "crystals_perov" not in embedded or z.strip() != "1":
+        return general
+    from manifoldflow.tasks.crystals.nearest import embedded_known
+
+    known = embedded_known("perov_5")
+    has_elements = known is not None and all((known.elements[:, number] > 0).any() for number, _ in counts)
+    is_abx3 = sorted(count for _, count in counts) == [1, 1, 3]
+    return "crystals_perov" if is_abx3 and has_elements else general
 
 
 def _wanted(

@@ -16,9 +16,10 @@ from manifoldflow.tasks.crystals import book, relax
 from manifoldflow.tasks.crystals.describe import COLUMNS
 from manifoldflow.tasks.crystals.elements import SYMBOLS
 from manifoldflow.tasks.crystals.flow import CrystalConfig, build
+from manifoldflow.tasks.crystals.formula import read_formula
 from manifoldflow.tasks.crystals.model import NetworkConfig
 from manifoldflow.tasks.crystals.reading import load_crystals
-from manifoldflow.tasks.crystals.sample_command import parse_sizes, sublattice
+from manifoldflow.tasks.crystals.sample_command import fitting, parse_sizes, sublattice
 from manifoldflow.tasks.crystals.sampling import Wanted, batches_of, draw
 from manifoldflow.tasks.crystals.structure import Crystal
 from manifoldflow.tasks.crystals.writing import write_crystal
@@ -320,3 +321,11 @@ def test_sizes_and_sublattices() -> None:
     ] * 5 + [True]
     with pytest.raises(ValueError, match="neither an element"):
         sublattice("Qq", SALT)
+
+
+def test_perovskites_are_made_by_the_model_of_perovskites() -> None:
+    both = ["crystals_mp", "crystals_perov"]
+    chosen = {text: fitting(both, read_formula(text), "1") for text in ("SrTiO3", "NaCl", "UXeO3", "CaF2")}
+    assert chosen == {"SrTiO3": "crystals_perov", "NaCl": "crystals_mp", "UXeO3": "crystals_mp", "CaF2": "crystals_mp"}
+    assert fitting(both, read_formula("SrTiO3"), "1..2") == fitting(both, None, "1") == "crystals_mp"
+    assert fitting(["crystals_other"], read_formula("SrTiO3"), "1") == "crystals_other"
