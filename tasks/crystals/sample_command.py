@@ -33,7 +33,7 @@ def sample(
     rule: Rule | None = None,
     data: str | None = None,
     steps: int = 50,
-    choose: int = 1,
+    choose: int | None = None,
     seed: int = 0,
     space_group: int | None = None,
     energy_above_hull: float | None = None,
@@ -72,7 +72,8 @@ def sample(
         data: training set (prepared folder or table): for `--rule substitute`, and for the nearest training structure. Default:
             that of an embedded checkpoint.
         steps: of sampling.
-        choose: make so many for each that is kept, the one that the flow itself doubts least (its denoising loss); 8 is good.
+        choose: make so many for each that is kept, the one that the flow itself doubts least (its denoising loss). Default: 8 for
+            a formula, 1 otherwise.
         seed: of the random draws; the same seed gives the same crystals.
         space_group, energy_above_hull, band_gap: conditions, for checkpoints that were trained with them.
         relax: relax each with CHGNet (a learned surrogate of DFT) and write both versions.
@@ -93,7 +94,7 @@ def sample(
         ("workers", workers, 1),
         ("relax-steps", relax_steps, 1),
     ):
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
     if max_atoms < 1:
         raise ValueError(f"--max-atoms must be at least 1, got {max_atoms}")
@@ -139,6 +140,7 @@ def sample(
         model = _Model(checkpoint, device, wanted_conditions, counts if from_ is None else None, z)
         wanted = _wanted(model, counts, z, num, num_atoms, from_, fixed, max_atoms, seed)
         known = _known(data, model.data)
+        choose = choose or (8 if wanted[0].species is not None and from_ is None else 1)
         if choose > 1 and wanted[0].species is None:
             raise ValueError("--choose compares crystals of one composition: it needs a --formula or --from")
         batches = model.batches(wanted, steps, seed, choose)

@@ -106,7 +106,7 @@ def draw(
             where |= {"frac": fixed, "lattice": torch.ones(len(mask), dtype=torch.bool)}
             known["species"], where["species"] = guess["species"], mask
         elif from_prototypes:
-            from manifoldflow.tasks.crystals.batches import start_from  # type: ignore[attr-defined, unused-ignore]
+            from manifoldflow.tasks.crystals.batches import start_from
 
             options["x0"] = start_from(guesses, BLUR, generator)
             options["cond"] = {"prototype": torch.ones(len(mask))}
@@ -152,7 +152,7 @@ def draw(
 
 def least_doubted(flow: mf.Flow, crystals: Sequence[Crystal], choose: int) -> list[Crystal]:
     """Of every ``choose`` crystals in a row the one that the flow tells from noise best: its denoising loss is the least."""
-    from manifoldflow.tasks.crystals.picking import doubt  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    from manifoldflow.tasks.crystals.picking import doubt
 
     doubts = doubt(flow, collate(crystals))
     best = doubts.unflatten(0, (-1, choose)).argmin(1)

@@ -281,7 +281,7 @@ def test_a_batch_has_the_species_in_the_order_wanted(models) -> None:
 
 
 def test_of_several_the_least_doubted_is_kept(models) -> None:
-    doubt = pytest.importorskip("manifoldflow.tasks.crystals.picking").doubt
+    from manifoldflow.tasks.crystals.picking import doubt
     from manifoldflow.tasks.crystals.sampling import least_doubted
     from manifoldflow.tasks.crystals.structure import collate
 
@@ -296,14 +296,12 @@ def test_of_several_the_least_doubted_is_kept(models) -> None:
 
 
 def test_choosing_makes_as_many_as_were_asked_for(models, tmp_path: Path, capsys) -> None:
-    pytest.importorskip("manifoldflow.tasks.crystals.picking")
     words = ["--checkpoint", models["joint"], "--steps", "1", "--num", "2", "--choose", "3", "--out", str(tmp_path)]
     assert run(*words, "--formula", "NaCl") == 0 and len(rows_of(tmp_path)) == 2
     assert run(*words, "--num-atoms", "3") == 2 and "one composition" in capsys.readouterr().err
 
 
 def test_a_flow_trained_on_guesses_begins_at_them(models, tmp_path: Path) -> None:
-    pytest.importorskip("manifoldflow.tasks.crystals.picking")  # lands with starts from guesses
     flow = checkpoint.load(models["joint"])
     model = str(checkpoint.save(flow, tmp_path / "m.safetensors", {"pairs": 3}))
     guess = write_crystal(tmp_path / "guess.cif", SALT)
