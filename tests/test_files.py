@@ -300,7 +300,7 @@ def test_there_is_no_second_atomic_writer() -> None:
     root = Path(__file__).resolve().parents[1]
     folders = {
         "manifoldflow/training/keeper.py",
-        "tasks/proteins/store.py",
+        "tasks/common/store.py",
     }  # a finished file renamed, and whole folders
     found = {
         str(path.relative_to(root))

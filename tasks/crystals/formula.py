@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from itertools import product
 from math import gcd
 from typing import NamedTuple
@@ -139,6 +140,16 @@ class Charges(NamedTuple):
 METALS_ALONE = "all elements are metals: an alloy has no charges to balance"
 
 
+def _usual_first(names: list[str], states: list[list[int]]) -> Iterator[list[list[int]]]:
+    """The states to try: the common ones of every element, then those seen in crystals, then all that are tabulated."""
+    from pymatgen.core import Element
+
+    elements = [Element(name) for name in names]
+    yield [[q for q in some if q in e.common_oxidation_states] for e, some in zip(elements, states, strict=True)]
+    yield [[q for q in some if q in e.icsd_oxidation_states] for e, some in zip(elements, states, strict=True)]
+    yield states
+
+
 def charges(counts: tuple[tuple[int, int], ...]) -> Charges:
     """Can oxidation states, of those that smact tabulates, add up to zero: one of each element, or two of a metal (Fe3O4)?
 
@@ -162,9 +173,10 @@ def charges(counts: tuple[tuple[int, int], ...]) -> Charges:
     unknown = [name for name, some in zip(names, states, strict=True) if not some]
     if unknown:
         return Charges(None, {}, f"no oxidation states are tabulated for {', '.join(unknown)}")
-    for combination in product(*states):
-        if sum(q * n for q, n in zip(combination, amounts, strict=True)) == 0:
-            return Charges(True, dict(zip(names, combination, strict=True)), "")
+    for choice in _usual_first(names, states):  # Sr2+ and Ti4+ before Sr4+ and Ti2+, which balance as well
+        for combination in product(*choice):
+            if sum(q * n for q, n in zip(combination, amounts, strict=True)) == 0:
+                return Charges(True, dict(zip(names, combination, strict=True)), "")
     for k, name in enumerate(names):
         mixed = [q for q in states[k] if q > 0] if name in smact.metals else []
         others = [some if i != k else [0] for i, some in enumerate(states)]

@@ -248,12 +248,21 @@ def _label(text: str) -> Any:
         return text
 
 
+def _row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row of a table, None at its end. The most that a cell may hold is one number for the whole process, which other
+    readers rely on: it is put back."""
+    before = csv.field_size_limit(MOST_BYTES_A_CELL)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
+
+
 def _read_table(path: Path, column: str | None, name: str | None, closest: float) -> Iterator[Crystal | Rejected]:
-    csv.field_size_limit(MOST_BYTES_A_CELL)
     with open_text(path, newline="") as file:
         reader = csv.reader(file)
         try:
-            header = next(reader, [])
+            header = _row(reader) or []
         except (csv.Error, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: not a CSV table ({error})") from None
         key = _column(header, column, CIF_COLUMNS)
@@ -273,14 +282,14 @@ def _read_table(path: Path, column: str | None, name: str | None, closest: float
         while True:
             row += 1
             try:
-                cells = next(reader)
-            except StopIteration:
-                return
+                cells = _row(reader)
             except (csv.Error, ValueError) as error:
                 yield Rejected(str(path), str(row), "", _reason(ValueError(str(error)), path))
                 if isinstance(error, csv.Error):
                     continue
                 return  # packed data that are damaged cannot be followed
+            if cells is None:
+                return
             if not cells:
                 row -= 1
                 continue

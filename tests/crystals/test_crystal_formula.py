@@ -106,3 +106,16 @@ def test_mixed_valence_is_named() -> None:
 def test_charges_of_an_element_without_states_are_not_known() -> None:
     found = charges(read_formula("HeO"))
     assert found.is_balanced in (None, False) and "He" in found.note
+
+
+@pytest.mark.parametrize(
+    ("formula", "states"),
+    [
+        ("SrTiO3", {"Sr": 2, "Ti": 4, "O": -2}),
+        ("PbZrO3", {"Pb": 2, "Zr": 4, "O": -2}),
+        ("LiFePO4", {"Li": 1, "Fe": 2, "P": 5, "O": -2}),
+        ("Al2O3", {"Al": 3, "O": -2}),
+    ],
+)
+def test_the_usual_states_come_before_odd_ones_that_balance_as_well(formula, states):
+    assert charges(read_formula(formula)).states == states

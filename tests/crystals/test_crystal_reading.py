@@ -462,3 +462,12 @@ def test_the_acceptance_files_give_their_answers(name: str) -> None:
     assert answer[2] is None or symmetry_of(first).number == answer[2]
     if name.startswith("c16"):
         assert len(found) == 2 and "row 2 (x2)" in str(found[1])
+
+
+def test_reading_a_table_leaves_the_limits_of_other_readers(tmp_path):
+    import csv
+
+    before = csv.field_size_limit()
+    (tmp_path / "a.csv").write_text("id,cif\nx1,nothing\n")
+    load_crystals(tmp_path / "a.csv")
+    assert csv.field_size_limit() == before

@@ -282,7 +282,9 @@ def test_every_method_learns_two_modes_through_fit(name):
     before = made.weighted(2000, generator=gen())
     after = fit(made, [{"size": 64}], config(40), out=None).weighted(2000, generator=gen())
     assert after.bound > before.bound + 0.3 and abs(after.log_z - 1) < 0.1 + 4 * after.log_z_error
-    assert 0.2 < float((after.x > 0).float().mean()) < 0.8
+    # Reverse KL leans to either mode while it learns, and its weights know; the others look at both.
+    weight = after.log_weight if options.get("loss") == "kl" else torch.zeros_like(after.log_weight)
+    assert 0.2 < float((weight.softmax(0) * (after.x[:, 0] > 0)).sum()) < 0.8
 
 
 @pytest.mark.parametrize("name", ["torus", "sphere", "rotations", "together"])
