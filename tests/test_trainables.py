@@ -541,3 +541,9 @@ def test_conditions_that_all_samples_share_train_in_any_precision(precision: str
     made = fit(flow, [item], c, out=None, validation=[item])
     assert {p.dtype for p in made.parameters()} == {torch.float64 if precision == "64-true" else torch.float32}
     assert item["cond"].value.dtype == item["x"].dtype == torch.float32
+
+
+def test_the_size_of_a_batch_that_the_model_draws_itself_is_counted():
+    from manifoldflow.training.trainable import size_of
+
+    assert size_of({"size": 128}) == 128 and size_of({"size": 9, "cond": torch.zeros(5, 2)}) == 5 and size_of({}) == 0

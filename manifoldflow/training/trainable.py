@@ -183,5 +183,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def size_of(batch: Any) -> int:
-    """The number of samples: the length of the first tensor that has an axis; 0 if none has."""
-    return next((len(v) for v in tensors(batch) if v.ndim > 0), 0)
+    """The number of samples: the length of the first tensor that has an axis, or the ``size`` of those that a model draws by
+    itself; 0 if there is neither."""
+    drawn = batch.get("size", 0) if isinstance(batch, Mapping) else 0
+    return next((len(v) for v in tensors(batch) if v.ndim > 0), drawn if isinstance(drawn, int) else 0)

@@ -42,7 +42,8 @@ def histogram(
     every = np.concatenate(both) if len(x) else np.zeros(1)
     every = every[np.isfinite(every)]
     low, high = np.percentile(every, [0.5, 99.5])
-    pad = 0.05 * (high - low) or 0.5
+    # Values that are one but for rounding get bins that can be told apart.
+    pad = 0.05 * (high - low) if high - low > 1e-4 * max(abs(high), 1.0) else 0.25 * max(abs(high), 1.0)
     edges = np.linspace(low - pad, high + pad, 25)
 
     def counted(some: NDArray[np.float64]) -> NDArray[np.float64]:
