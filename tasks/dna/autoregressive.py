@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from manifoldflow.paths import Jumps, Masking
 from manifoldflow.paths.base import NoisyPoint
 from manifoldflow.state import Move
-from manifoldflow.tasks.dna.model import STACK, SequenceNet
+from manifoldflow.tasks.dna.model import STACK, ConvBlock, SequenceNet
 
 
 class LeftToRight(Masking):
@@ -84,7 +84,7 @@ class CausalConvNet(SequenceNet):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(length, classes, categories=categories, width=width)
-        self.blocks = nn.ModuleList([_CausalBlock(width, kernel, d, dropout) for d in dilations])
+        self.blocks = nn.ModuleList([ConvBlock(width, kernel, d, dropout, causal=True) for d in dilations])
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, categories))
 
     def forward(
@@ -102,22 +102,3 @@ class CausalConvNet(SequenceNet):
         for block in self.blocks:
             value = block(value, code)
         return self.last(value)
-
-
-class _CausalBlock(nn.Module):
-    def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = nn.Linear(width, 2 * width)
-        self.reach = dilation * (kernel - 1)
-        self.wide = nn.Conv1d(width, width, kernel, dilation=dilation)
-        self.point = nn.Linear(width, width)
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
-
-    def forward(self, value: Tensor, code: Tensor) -> Tensor:
-        scale, shift = self.modulation(code).chunk(2, -1)
-        inside = self.norm(value) * (1 + scale) + shift
-        wide = self.wide(nn.functional.pad(inside.mT, (self.reach, 0))).mT
-        return value + self.dropout(self.point(nn.functional.gelu(wide)))

@@ -118,7 +118,7 @@ class ConvNet(SequenceNet):
         super().__init__(length, classes, scalars=scalars, categories=categories, width=width)
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"kernel must be odd, got {kernel}")
-        self.blocks = nn.ModuleList([_ConvBlock(width, kernel, d, dropout) for d in dilations])
+        self.blocks = nn.ModuleList([ConvBlock(width, kernel, d, dropout) for d in dilations])
         self.last = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, categories))
 
     def forward(
@@ -146,24 +146,34 @@ class ConvNet(SequenceNet):
         return self.last(value)
 
 
-class _ConvBlock(nn.Module):
-    def __init__(self, width: int, kernel: int, dilation: int, dropout: float) -> None:
+class ConvBlock(nn.Module):
+    """A residual block of :class:`ConvNet`.
+
+    Args:
+        width, kernel, dilation, dropout: as there.
+        causal: a letter sees itself and those before it.
+    """
+
+    def __init__(self, width: int, kernel: int, dilation: int, dropout: float, *, causal: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.wide = nn.Conv1d(width, width, kernel, padding=dilation * (kernel // 2), dilation=dilation)
+        reach = dilation * (kernel - 1)
+        self.before = reach if causal else 0
+        self.wide = nn.Conv1d(width, width, kernel, padding=0 if causal else reach // 2, dilation=dilation)
         self.point = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, value: Tensor, code: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, value: Tensor, code: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``value`` ``(B, L, W)`` changed by what is near; ``code`` ``(B, 1 or L, W)``, ``keep`` ``(B, L, 1)``."""
         scale, shift = self.modulation(code).chunk(2, -1)
         inside = self.norm(value) * (1 + scale) + shift
         if keep is not None:
             inside = inside * keep  # padding looks like what lies beyond the ends
-        wide = self.wide(inside.mT).mT
-        return value + self.dropout(self.point(nn.functional.gelu(wide)))
+        seen = nn.functional.pad(inside.mT, (self.before, 0)) if self.before else inside.mT
+        return value + self.dropout(self.point(nn.functional.gelu(self.wide(seen).mT)))
 
 
 class Transformer(SequenceNet):
