@@ -4,15 +4,17 @@ What cannot be read, or is no ordered crystal, is a :class:`Rejected` with its p
 """
 
 import csv
+import io
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from manifoldflow.files import open_text, read_bytes
+from manifoldflow.files import open_bytes, read_bytes
 from manifoldflow.tasks.crystals.reading_cif import crystal_of, has_atoms, parse_cif
 from manifoldflow.tasks.crystals.reading_vasp import parse_poscar
 from manifoldflow.tasks.crystals.reading_xyz import parse_extxyz
@@ -26,7 +28,8 @@ MOST_BYTES_A_CELL = 2**24
 """Bytes of one cell of a table."""
 NAME_COLUMNS = ("material_id", "id", "name", "mp_id", "mpid", "task_id", "structure_id")
 CIF_COLUMNS = ("cif", "structure", "cif_string", "relaxed_cif")
-SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".extxyz", ".xyz", ".csv")
+_SAME = {".vasp": ".poscar", ".contcar": ".poscar", ".mcif": ".cif", ".tsv": ".csv"}
+SUFFIXES = (".cif", ".mcif", ".vasp", ".poscar", ".contcar", ".extxyz", ".xyz", ".csv", ".tsv")
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ def split_suffix(path: Path) -> tuple[str, str]:
     name = path.name[:-3] if path.name.lower().endswith(".gz") else path.name
     stem, suffix = Path(name).stem, Path(name).suffix.lower()
     if suffix in SUFFIXES:
-        return stem, ".poscar" if suffix in (".vasp", ".contcar") else ".cif" if suffix == ".mcif" else suffix
-    if name.upper().startswith(("POSCAR", "CONTCAR")):
+        return stem, _SAME.get(suffix, suffix)
+    if re.search(r"(^|[._-])(POSCAR|CONTCAR)", name.upper()):
         return name, ".poscar"
     return stem, suffix
 
@@ -93,10 +96,40 @@ def structure_files(inputs: Iterable[str | Path]) -> list[Path]:
 def _has_cifs(path: Path) -> bool:
     """Whether a table in a folder has a column of structures; a list of results beside them has none."""
     try:
-        with open_text(path, newline="") as file:
-            return _column(next(csv.reader(file), []), None, CIF_COLUMNS) is not None
+        with _open_table(path) as file:
+            return _column(_header(file, None)[0], None, CIF_COLUMNS) is not None
     except (ValueError, OSError, csv.Error):
         return True  # read, and then rejected with the reason
+
+
+def _open_table(path: Path) -> IO[str]:
+    """A table as text, read row by row: UTF-8 or UTF-16 by its mark; a byte that is not UTF-8 is kept aside (:func:`_mended`)."""
+    raw = open_bytes(path)
+    mark = raw.peek(2)[:2]  # type: ignore[attr-defined]
+    encoding = "utf-16" if mark in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    return io.TextIOWrapper(raw, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def _mended(text: str) -> str:
+    """A cell that is not UTF-8 read as Latin-1."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode("latin-1")
+    return text
+
+
+def _header(file: IO[str], column: str | None) -> tuple[list[str], Iterator[list[str]]]:
+    """The names of a table's columns, and the rows to come. Columns are parted by commas, semicolons or tabs: by what makes one
+    of them the column of CIFs, else by what is met most often."""
+    line = next((line for line in file if line.strip() and not line.startswith("#")), "")
+    best = max(",;\t", key=line.count)
+    for separator in (best, ",", ";", "\t"):
+        names = next(csv.reader([line], delimiter=separator), [])
+        if _column(names, column, CIF_COLUMNS) is not None:
+            best = separator
+            break
+    return [_mended(name) for name in next(csv.reader([line], delimiter=best), [])], csv.reader(file, delimiter=best)
 
 
 def read_crystals(
@@ -259,11 +292,10 @@ def _row(reader: Iterator[list[str]]) -> list[str] | None:
 
 
 def _read_table(path: Path, column: str | None, name: str | None, closest: float) -> Iterator[Crystal | Rejected]:
-    with open_text(path, newline="") as file:
-        reader = csv.reader(file)
+    with _open_table(path) as file:
         try:
-            header = _row(reader) or []
-        except (csv.Error, UnicodeDecodeError) as error:
+            header, reader = _header(file, column)
+        except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: not a CSV table ({error})") from None
         key = _column(header, column, CIF_COLUMNS)
         if key is None:
@@ -290,9 +322,10 @@ def _read_table(path: Path, column: str | None, name: str | None, closest: float
                 return  # packed data that are damaged cannot be followed
             if cells is None:
                 return
-            if not cells:
+            if not "".join(cells).strip():
                 row -= 1
                 continue
+            cells = [_mended(cell) for cell in cells]
             label = cells[where].strip() if where is not None and where < len(cells) else ""
             if at >= len(cells):
                 yield Rejected(str(path), str(row), label, f"{len(cells)} cells, expected {len(header)}")

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 
 from manifoldflow.tasks.crystals.elements import SYMBOLS, species_number
 from manifoldflow.tasks.crystals.reading_symmetry import (
+    MOST_OPERATIONS,
     Operations,
     expand,
     fits_cell,
+    hall_settings,
+    hermann_mauguin,
+    leaves,
     operations_of,
     parse_operations,
-    settings_of,
 )
 from manifoldflow.tasks.crystals.structure import Crystal, cell_vectors
 
@@ -26,8 +29,6 @@ MOST_ATOMS = 10_000
 """Atoms in a cell beyond which a file is refused: comparing all pairs needs memory that grows with the square."""
 LONGEST_LINE = 100_000
 """Characters; the format allows 2,048."""
-MOST_OPERATIONS = 2_000
-"""A space group has at most 192; larger cells of one may list more."""
 UNKNOWN = ("?", ".", "")
 
 _TOKEN = re.compile(
@@ -46,6 +47,21 @@ class Block:
     values: dict[str, str] = field(default_factory=dict)
     loops: dict[str, list[str]] = field(default_factory=dict)
     loop_of: dict[str, int] = field(default_factory=dict)
+    torn: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Tags that the block gives twice, and not the same: what is said of them."""
+
+    def put(self, tag: str, value: str) -> None:
+        """A single value."""
+        if self.values.get(tag, value) != value:
+            self.torn[tag] = (self.values[tag], value)
+        self.values[tag] = value
+
+    def put_column(self, tag: str, column: list[str], loop: int) -> None:
+        """A column of a loop, of which each has a number."""
+        if self.loops.get(tag, column) != column:
+            self.torn[tag] = (f"{len(self.loops[tag])} values", f"{len(column)} others")
+        self.loops[tag] = column
+        self.loop_of[tag] = loop
 
     def get(self, *tags: str) -> str | None:
         """The value of the first of these tags that says something."""
@@ -94,9 +110,13 @@ def parse_cif(text: str) -> list[Block]:
     Raises:
         ValueError: not a CIF file, or one cut short in a loop.
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\x1a\0\n ")
+    if "\n" not in text and "\\n" in text:  # a table or a JSON string whose ends of line were escaped
+        text = text.replace("\\r", "").replace("\\n", "\n").replace("\\t", "\t")
     if max(map(len, text.split("\n"))) > LONGEST_LINE:
         raise ValueError(f"not a CIF file: a line is longer than {LONGEST_LINE:,} characters")
+    if not text.lstrip().startswith(("#", "_", "loop_")) and (first := re.search(r"(?mi)^data_", text)):
+        text = text[first.start() :]  # behind what a site or a mail has put in front
     blocks: list[Block] = []
     tokens = _tokens(text)
     at, loops = 0, 0
@@ -128,20 +148,24 @@ def parse_cif(text: str) -> list[Block]:
                     f"the loop of {kind} has {len(tags)} columns but {len(values)} values; a row is not whole (cut short?)"
                 )
             for column, tag in enumerate(tags):
-                block.loops[tag] = values[column :: len(tags)]
-                block.loop_of[tag] = loops
+                block.put_column(tag, values[column :: len(tags)], loops)
         elif not quoted and word.startswith("_"):
             if at + 1 < len(tokens) and (tokens[at + 1][1] or not _is_syntax(tokens[at + 1][0])):
-                _last(blocks).values[_tag(word)] = tokens[at + 1][0]
+                _last(blocks).put(_tag(word), tokens[at + 1][0])
                 at += 2
             else:
-                _last(blocks).values[_tag(word)] = "?"
+                _last(blocks).values.setdefault(_tag(word), "?")
                 at += 1
         else:
-            if not blocks:
+            if (
+                not quoted and lower.startswith("save_") and len(lower) > 5
+            ):  # a frame of a dictionary, up to the next save_
+                end = (i for i in range(at + 1, len(tokens)) if tokens[i][0].lower() == "save_" and not tokens[i][1])
+                at = next(end, at)
+            elif not blocks:
                 shown = text.strip().splitlines()[0][:60] if text.strip() else ""
                 raise ValueError(f"not a CIF file: it begins with {shown!r}, expected 'data_...'")
-            at += 1  # save frames, stop_, or a stray word
+            at += 1  # stop_, or a stray word
     if not blocks:
         raise ValueError("not a CIF file: it is empty or holds comments only")
     return blocks
@@ -162,7 +186,7 @@ def _last(blocks: list[Block]) -> Block:
     return blocks[-1]
 
 
-_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?)(?:\(\d*\))?")
+_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eEdD][+-]?\d+)?)(?:\s*\(\s*\d*\s*\))?")
 
 
 def number(text: str, what: str) -> float:
@@ -193,6 +217,8 @@ def element_of(symbol: str | None, label: str | None, where: str) -> int:
         ValueError: neither names an element.
     """
     text = symbol if symbol is not None and symbol.strip() not in UNKNOWN else None
+    if group := _GROUP.match((text if text is not None else label or "").strip()):
+        raise ValueError(f"{where}: {group[1]!r} is a group of atoms and no element; its atoms are not listed")
     if text is not None:
         found = re.fullmatch(r"\d*([A-Za-z]{1,2})(?:\d*\.?\d*[+-]\d*\.?\d*|[+-]?\d+[+-]?|\s.*|[(_].*)?", text.strip())
         if found:
@@ -206,6 +232,10 @@ def element_of(symbol: str | None, label: str | None, where: str) -> int:
     if label is None or label.strip() in UNKNOWN:
         raise ValueError(f"{where}: neither a type symbol nor a label says which element it is")
     return _from_label(label, f"{where}: label {label!r}")
+
+
+_GROUP = re.compile(r"([HD]2O|O[HD]2|[HD]3O|NH[234]|BH4|CH[34]|NO[23]|[SP]O[34]|ClO4|BF4|PF6|SCN|Wat|WAT|HOH)(?![a-z])")
+"""Not CO3 and ND4, which are the third cobalt and the fourth neodymium where a file is in upper case."""
 
 
 def _from_label(label: str, where: str) -> int:
@@ -230,6 +260,8 @@ def _cell_of(block: Block) -> NDArray[np.float64]:
     for part, what in zip(("a", "b", "c", "alpha", "beta", "gamma"), ("length",) * 3 + ("angle",) * 3, strict=True):
         tag = f"_cell_{what}_{part}"
         text = block.get(tag)
+        if text is None and what == "angle" and block.values.get(tag, ".").strip() == ".":
+            text = "90"  # what the dictionary of the format says of an angle that is not there
         if text is None:
             raise ValueError(f"it has no cell: {tag} is missing or unknown")
         values.append(number(text, tag))
@@ -266,8 +298,12 @@ def _sites_of(block: Block, cell: NDArray[np.float64]) -> list[_Site]:
     labels = block.column("_atom_site_label", "_atom_site_label_atom_id", "_atom_site_id")
     occupancies = block.column("_atom_site_occupancy")
     groups = block.column("_atom_site_disorder_group")
+    flags = block.column("_atom_site_calc_flag")
+    attached = block.column("_atom_site_attached_hydrogens")
     sites = []
     for i in range(count):
+        if flags is not None and i < len(flags) and flags[i].strip().lower() == "dum":
+            continue  # marked as no atom
         label = labels[i] if labels is not None and i < len(labels) else None
         name = label if label not in (None, *UNKNOWN) else f"{i + 1}"
         where = f"site {name}"
@@ -276,6 +312,11 @@ def _sites_of(block: Block, cell: NDArray[np.float64]) -> list[_Site]:
             occupancy = number(occupancies[i], f"{where}: occupancy")
         if occupancy == 0:
             continue
+        if attached is not None and i < len(attached) and attached[i] not in UNKNOWN:
+            if hydrogens := number(attached[i], f"{where}: attached hydrogens"):
+                raise ValueError(
+                    f"{where}: {hydrogens:g} hydrogens are attached to it and not listed: atoms are missing"
+                )
         species = element_of(symbols[i] if symbols is not None and i < len(symbols) else None, label, where)
         values = []
         for axis, column in zip(axes, columns, strict=True):
@@ -319,6 +360,7 @@ _OPERATIONS = (
     "_symmetry_equiv_pos_as_xyz",
     "_space_group_symop_magn_operation_xyz",
 )
+_CENTRINGS = ("_space_group_symop_magn_centering_xyz",)
 _HALL = ("_space_group_name_hall", "_symmetry_space_group_name_hall")
 _NAMES = (
     "_space_group_name_h-m_alt",
@@ -331,20 +373,23 @@ _INT = ("_space_group_it_number", "_symmetry_int_tables_number")
 
 
 def _operations_of(block: Block, cell: NDArray[np.float64], sites: list[_Site]) -> Operations:
-    listed = block.column(*_OPERATIONS)
-    texts = [text for text in listed or () if text.strip() not in UNKNOWN]
+    metric = cell @ cell.T
+    listed = block.column(*_OPERATIONS) or []
+    texts = [text for text in [*listed, *(block.column(*_CENTRINGS) or ())] if text.strip() not in UNKNOWN]
     if len(texts) > MOST_OPERATIONS:
         raise ValueError(f"{len(texts):,} symmetry operations, more than {MOST_OPERATIONS:,}")
     if texts:
-        return parse_operations(texts)
-    for tags in (_HALL, _NAMES, _INT):
+        operations = parse_operations(texts, most=192 * max(1, len(texts) - len(listed)))
+        if not leaves(operations, metric):
+            raise ValueError("the cell does not have the symmetry of the operations that are listed")
+        return operations
+    for tags, lookup in ((_HALL, hall_settings), (_NAMES, hermann_mauguin), (_INT, hermann_mauguin)):
         name = block.get(*tags)
         if name is None:
             continue
-        settings = settings_of(name)
+        settings = lookup(name)
         if not settings:
             continue
-        metric = cell @ cell.T
         fitting = [hall for hall in settings if fits_cell(hall, metric)]
         if not fitting:
             raise ValueError(f"the cell does not have the symmetry of its space group {name!r}")
@@ -356,15 +401,15 @@ def _operations_of(block: Block, cell: NDArray[np.float64], sites: list[_Site]) 
 
 
 def _choose(settings: list[int], block: Block, cell: NDArray[np.float64], sites: list[_Site], name: str) -> Operations:
-    """The setting that is meant: the only one, or of two the one that gives the formula that the file states."""
+    """The setting that is meant: the only one, or of two the one that gives the formula and the Z that the file states."""
     import spglib
 
     kinds: list[Any] = [spglib.get_spacegroup_type(hall) for hall in settings]
-    numbers, choices = {kind.number for kind in kinds}, [kind.choice for kind in kinds]
+    numbers, choices = {kind.number for kind in kinds}, [kind.choice[:1] for kind in kinds]
     if len(settings) == 1 or not all(choice in ("1", "2") for choice in choices) or len(numbers) > 1:
         return operations_of(settings[0])
-    wanted = _stated_counts(block)
-    fitting = []
+    wanted, units = _stated_counts(block), _stated_units(block)
+    fitting: list[tuple[int, int]] = []
     for hall in settings:
         operations = operations_of(hall)
         counts: dict[int, int] = {}
@@ -372,12 +417,22 @@ def _choose(settings: list[int], block: Block, cell: NDArray[np.float64], sites:
             counts[site.species] = counts.get(site.species, 0) + len(expand(site.frac, cell, operations))
         if wanted is None or any(counts == {k: v * z for k, v in wanted.items()} for z in range(1, 65)):
             fitting.append((sum(counts.values()), hall))
+    if wanted is not None and units is not None:
+        fitting = [item for item in fitting if item[0] == units * sum(wanted.values())] or fitting
     fitting.sort()
-    if len(fitting) == 1 or (len(fitting) > 1 and wanted is None and fitting[0][0] < fitting[1][0]):
+    if len(fitting) == 1 or (len(fitting) > 1 and fitting[0][0] < fitting[1][0]):
         return operations_of(fitting[0][1])  # the origin for which the sites are special positions
     raise ValueError(
         f"space group {name!r} has two origins, no symmetry operations are listed, and the formula does not tell which is meant"
     )
+
+
+def _stated_units(block: Block) -> int | None:
+    text = block.get("_cell_formula_units_z")
+    try:
+        return round(number(text, "Z")) if text is not None else None
+    except ValueError:
+        return None
 
 
 def _stated_counts(block: Block) -> dict[int, int] | None:
@@ -393,15 +448,31 @@ def _stated_counts(block: Block) -> dict[int, int] | None:
     return counts or None
 
 
+def _check_modulation(block: Block) -> None:
+    dimension = block.get("_cell_modulation_dimension")
+    if (dimension is not None and dimension.strip() != "0") or block.column(
+        "_space_group_symop_ssg_operation_algebraic", "_space_group_symop_magn_ssg_operation_algebraic"
+    ):
+        raise ValueError("a modulated structure (of a superspace group): it has no cell that repeats")
+
+
 def crystal_of(block: Block, name: str = "", labels: dict[str, Any] | None = None) -> Crystal:
     """The crystal of a data block, all atoms of one cell, cell as the file has it.
 
     Raises:
         ValueError: there is none, or it is not ordered; says why and which site.
     """
+    for tag, values in block.torn.items():
+        if tag.startswith(("_cell_length", "_cell_angle", "_atom_site_fract", "_atom_site_type", "_atom_site_label")):
+            raise ValueError(f"{tag} is given twice: {values[0]} and {values[1]}")
+    _check_modulation(block)
     cell = _cell_of(block)
     sites = _sites_of(block, cell)
     _check_order(sites, cell)
+    stated = _stated_counts(block) or {}
+    if missing := [SYMBOLS[species] for species in stated if not any(site.species == species for site in sites)]:
+        formula = block.get("_chemical_formula_sum")
+        raise ValueError(f"its formula is {formula!r}, and no site lists {' or '.join(missing)}: atoms are missing")
     operations = _operations_of(block, cell, sites)
     if len(sites) > MOST_ATOMS:
         raise ValueError(f"{len(sites):,} sites, more than {MOST_ATOMS:,}")

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from manifoldflow.tasks.crystals.elements import species_number
+from manifoldflow.tasks.crystals.elements import SYMBOLS, species_number
 from manifoldflow.tasks.crystals.structure import Crystal, wrap
 
 MOST_ATOMS = 10_000
@@ -27,6 +27,8 @@ def parse_poscar(text: str, name: str = "") -> Crystal:
     A negative scale is the volume of the cell, three scales are one per Cartesian axis, ``Selective dynamics`` and its flags
     are read past, and so is what follows the atoms (velocities). Potential names such as ``Ti_sv`` are their element's.
 
+    Files of VASP 4 have no line of elements: they are read where every atom's line ends with its own, as some programs write.
+
     Raises:
         ValueError: not such a file, cut short, or without elements (VASP 4): which they are is not guessed.
     """
@@ -44,14 +46,13 @@ def parse_poscar(text: str, name: str = "") -> Crystal:
     else:
         scale = np.full(3, scales[0] if scales[0] > 0 else (-scales[0] / volume) ** (1 / 3))
     cell = cell * scale
-    symbols = lines[5].split("!")[0].split()
+    symbols = _words(lines[5])
     if not symbols:
         raise ValueError("line 6: expected the element symbols, got nothing")
     if all(re.fullmatch(r"\d+", word) for word in symbols):
-        raise ValueError(
-            "it has no line of elements (VASP 4): line 6 holds the counts already; write the symbols on a line above them"
-        )
-    counts = lines[6].split("!")[0].split()
+        symbols = _behind(lines, [int(word) for word in symbols])
+        lines = [*lines[:5], " ".join(symbols), *lines[5:]]
+    counts = _words(lines[6])
     if not counts or not all(word.isascii() and word.isdigit() for word in counts) or len(counts) != len(symbols):
         raise ValueError(
             f"line 7: expected {len(symbols)} counts, one for each of {' '.join(symbols)}, got {lines[6]!r}"
@@ -87,8 +88,32 @@ def parse_poscar(text: str, name: str = "") -> Crystal:
     return Crystal(np.array(species, np.int64), wrap(frac), cell, name)
 
 
+def _words(line: str) -> list[str]:
+    return re.split("[!#]", line)[0].split()
+
+
+def _behind(lines: list[str], counts: list[int]) -> list[str]:
+    """The elements of a file of VASP 4, one for each count, from behind the coordinates."""
+    start = 6 + (lines[6].strip()[:1].lower() == "s")
+    width = 6 if start == 7 else 3
+    rows = [line.split() for line in lines[start + 1 : start + 1 + min(sum(counts), MOST_ATOMS)]]
+    symbols, at = [], 0
+    for count in counts:
+        found = {row[width] if len(row) > width else "" for row in rows[at : at + count]}
+        if len(found) != 1 or not found <= _KNOWN:
+            raise ValueError(
+                "it has no line of elements (VASP 4): line 6 holds the counts already; write the symbols on a line above them"
+            )
+        symbols += found
+        at += count
+    return symbols
+
+
+_KNOWN = {*SYMBOLS, "D", "T"}
+
+
 def _scales(line: str) -> list[float]:
-    words = line.split("!")[0].split()
+    words = _words(line)
     try:
         values = [float(word.lower().replace("d", "e")) for word in words[:3]]
     except ValueError:

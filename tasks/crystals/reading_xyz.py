@@ -36,6 +36,10 @@ def parse_extxyz(text: str, name: str = "") -> Iterator[Crystal | ValueError]:
         if not word:
             at += 1
             continue
+        if word == "0":
+            found.append(ValueError(f"line {at + 1}: a frame without atoms"))
+            at += 2
+            continue
         if not (word.isascii() and word.isdigit()) or int(word) < 1:
             found.append(ValueError(f"line {at + 1}: expected the number of atoms of a frame, got {word[:60]!r}"))
             break
@@ -66,7 +70,7 @@ def _frame(comment: str, lines: list[str], first: int) -> Crystal:
         raise ValueError(f'line {first - 1}: no Lattice="...", so this is a molecule and no crystal')
     words = re.sub(r"[\[\]]", " ", _unquoted(pairs["lattice"])).split()
     try:
-        cell = np.array([float(word) for word in words]).reshape(3, 3)
+        cell = np.array([_float(word) for word in words]).reshape(3, 3)
     except ValueError:
         raise ValueError(f"line {first - 1}: Lattice holds {len(words)} words, expected 9 numbers") from None
     if "pbc" in pairs:
@@ -98,7 +102,7 @@ def _frame(comment: str, lines: list[str], first: int) -> Crystal:
             raise ValueError(f"line {first + i}: {len(words)} columns, expected {width}")
         species.append(_species(words[start[where]], first + i))
         try:
-            rows.append([float(word) for word in words[start[place] : start[place] + 3]])
+            rows.append([_float(word) for word in words[start[place] : start[place] + 3]])
         except ValueError:
             raise ValueError(f"line {first + i}: positions are not numbers: {line.strip()[:60]!r}") from None
     positions = np.array(rows)
@@ -112,6 +116,10 @@ def _frame(comment: str, lines: list[str], first: int) -> Crystal:
             except ValueError:
                 continue
     return Crystal(np.array(species, np.int64), wrap(positions @ np.linalg.inv(cell)), cell, "", labels)
+
+
+def _float(word: str) -> float:
+    return float(word.lower().replace("d", "e"))  # Fortran writes 1.0D0
 
 
 def _species(word: str, line: int) -> int:

@@ -13,7 +13,14 @@ pytest.importorskip("spglib")
 
 from manifoldflow.tasks.crystals.elements import symbols_of
 from manifoldflow.tasks.crystals.reading import Rejected, load_crystals, parse_crystal, read_crystal, read_crystals
-from manifoldflow.tasks.crystals.reading_symmetry import parse_operation, write_operation
+from manifoldflow.tasks.crystals.reading_symmetry import (
+    hall_settings,
+    hermann_mauguin,
+    operations_of,
+    parse_operation,
+    parse_operations,
+    write_operation,
+)
 from manifoldflow.tasks.crystals.structure import Crystal
 from manifoldflow.tasks.crystals.writing import symmetry_of
 
@@ -83,6 +90,32 @@ GOOD = {
     "umlauts": (cif(CSCL, head="data_Möß\n_publ_author 'Müller, Å.'\n"), ("CsCl", 2)),
     "fractions": (cif("Cs1 Cs 0 0 0\nCl1 Cl 1/2 1/2 1/2"), ("CsCl", 2)),
     "Cartesian": (cif("Cs1 Cs 0 0 0\nCl1 Cl 2 2 2", columns="label type_symbol Cartn_x Cartn_y Cartn_z"), ("CsCl", 2)),
+    "a blank before the uncertainty": (cif("Cs1 Cs 0 0 0\nCl1 Cl '0.5 (1)' 0.5 0.5"), ("CsCl", 2)),
+    "angles left out are right": (
+        cif(CSCL).replace("_cell_angle_beta 90\n", "").replace("alpha 90", "alpha ."),
+        ("CsCl", 2),
+    ),
+    "the end of a DOS file": (cif(CSCL) + "\x1a", ("CsCl", 2)),
+    "ends of line escaped": (cif(CSCL).replace("\n", "\\n"), ("CsCl", 2)),
+    "a line in front": ("Downloaded from somewhere\n" + cif(CSCL), ("CsCl", 2)),
+    "a save frame": (cif(CSCL) + "save_x\n_cell_length_a 9\nsave_\n", ("CsCl", 2)),
+    "a site that is marked as none": (
+        cif(
+            "Cs1 Cs 0 0 0 d\nCl1 Cl .5 .5 .5 ?\nX1 X .1 .1 .1 dum",
+            columns="label type_symbol fract_x fract_y fract_z calc_flag",
+        ),
+        ("CsCl", 2),
+    ),
+    "no attached hydrogens": (
+        cif(
+            "Cs1 Cs 0 0 0 0\nCl1 Cl .5 .5 .5 .", columns="label type_symbol fract_x fract_y fract_z attached_hydrogens"
+        ),
+        ("CsCl", 2),
+    ),
+    "the formula with deuterium": (
+        cif("Li1 Li 0 0 0\nH1 H .5 .5 .5", head="data_x\n_chemical_formula_sum 'D1 Li1'\n"),
+        ("LiH", 2),
+    ),
     "one atom without loop": (
         "data_Po\n"
         + CELL.format(a=3.3, b=3.3, c=3.3, alpha=90, beta=90, gamma=90)
@@ -141,6 +174,31 @@ BAD = {
     "no CIF": ("hello world", "not a CIF file: it begins with 'hello world'"),
     "HTML": ("<!DOCTYPE html><html><body>404</body></html>", "not a CIF file"),
     "text without end": ("data_x\n_a\n;\nabc\n", "does not end"),
+    "a group of atoms as a type": (cif("N1 NH4+ 0 0 0\nCl1 Cl .5 .5 .5"), "'NH4' is a group of atoms"),
+    "water as a type": (cif("Ca1 Ca 0 0 0\nO1 H2O .5 .5 .5"), "'H2O' is a group of atoms"),
+    "hydrogens attached and not listed": (
+        cif("Ca1 Ca 0 0 0 0\nO1 O .5 .5 .5 1", columns="label type_symbol fract_x fract_y fract_z attached_hydrogens"),
+        "site O1: 1 hydrogens are attached to it and not listed",
+    ),
+    "an element of the formula without a site": (
+        cif(CSCL, head="data_x\n_chemical_formula_sum 'Cs Cl H2 O'\n"),
+        "'Cs Cl H2 O', and no site lists H or O: atoms are missing",
+    ),
+    "modulated": (cif(CSCL, head="data_x\n_cell_modulation_dimension 1\n"), "a modulated structure"),
+    "a cell given twice": (cif(CSCL, head="data_x\n_cell_length_a 5\n"), "_cell_length_a is given twice: 5 and 4"),
+    "two lists of atoms": (
+        cif(CSCL)
+        + "loop_\n_atom_site_label\n_atom_site_fract_x\n_atom_site_fract_y\n_atom_site_fract_z\nBr1 .2 .2 .2\n",
+        "_atom_site_label is given twice",
+    ),
+    "a cell that its operations change": (
+        cif(CSCL, (4, 4, 5, 90, 90, 90), "loop_\n_symmetry_equiv_pos_as_xyz\nx,y,z\n-y,x-y,z\n-x+y,-x,z\n"),
+        "the cell does not have the symmetry of the operations that are listed",
+    ),
+    "operations without an end": (
+        cif(CSCL, symmetry="loop_\n_symmetry_equiv_pos_as_xyz\n'x,y,z'\n'x+0.137,y,z'\n"),
+        "no space group: their products do not end",
+    ),
     "unknown group": (cif(CSCL, symmetry="_symmetry_space_group_name_H-M 'Q 7'\n"), "space group 'Q 7' is not known"),
     "a group that the cell has not": (
         cif(CSCL, (4, 5, 6, 90, 90, 90), "_symmetry_space_group_name_H-M 'F m -3 m'\n"),
@@ -209,6 +267,32 @@ GROUPS = {
         "1 X,Y,Z\n2 'x, +y + .5, z+ 0.5'\n3 x+1/2,y,z+1/2\n4 1/2+x,1/2+y,z\n",
         CUBE, SALT, "NaCl", 8, 225,
     ),
+    "a list without the identity": ("_symmetry_equiv_pos_as_xyz -x,-y,-z\n", (5, 6, 7, 80, 85, 95), "Fe Fe .1 .2 .3", "Fe", 2, 2),
+    "generators": (ROCK_SALT.replace("'1/2+x,1/2+y,z'\n", ""), CUBE, SALT, "NaCl", 8, 225),
+    "magnetic, its centring in a loop of its own": (
+        "loop_\n_space_group_symop_magn_operation.id\n_space_group_symop_magn_operation.xyz\n1 x,y,z,+1\n2 -x,-y,-z,+1\n"
+        "loop_\n_space_group_symop_magn_centering.id\n_space_group_symop_magn_centering.xyz\n"
+        "1 x,y,z,+1\n2 x,y+1/2,z+1/2,-1\n3 x+1/2,y,z+1/2,-1\n4 x+1/2,y+1/2,z,+1\n",
+        CUBE, SALT, "NaCl", 8, 225,
+    ),
+    "the name of before 1992": (
+        "_symmetry_space_group_name_H-M 'C m c a'\n", (4.52, 7.66, 4.53, 90, 90, 90), "Ga Ga 0 .155 .081", "Ga", 8, 64,
+    ),
+    "a three without its bar": ("_symmetry_space_group_name_H-M 'F m 3 m'\n", CUBE, SALT, "NaCl", 8, 225),
+    "a bar above the three": ("_symmetry_space_group_name_H-M 'F m 3\u0305 m'\n", CUBE, SALT, "NaCl", 8, 225),
+    "subscripts of a typesetter": (
+        "_symmetry_space_group_name_H-M 'P 2~1~/c'\n", (5, 6, 7, 90, 95, 90), "Fe Fe .1 .2 .3", "Fe", 4, 14,
+    ),
+    "a Hall symbol that is another Hermann-Mauguin": (
+        "_space_group_name_Hall 'P 4 2'\n", (4, 4, 6, 90, 90, 90), "Fe Fe .1 .2 .3", "Fe", 8, 89,
+    ),
+    "origin by the number of formula units": (
+        "_symmetry_Int_Tables_number 227\n_chemical_formula_sum Si\n_cell_formula_units_Z 8\n", (5.43,) * 3 + (90,) * 3,
+        "Si Si 0 0 0", "Si", 8, 227,
+    ),
+    "origin 1 or 2 of another choice of axes": (
+        "_symmetry_space_group_name_H-M 'P c n a :2'\n", (5, 6, 7, 90, 90, 90), "Fe Fe .1 .2 .3", "Fe", 8, 50,
+    ),
     "an operation without quotes": (
         "_symmetry_equiv_pos_as_xyz x,y,z\n", (4,) * 3 + (90,) * 3, CSCL, "CsCl", 2, 221,
     ),
@@ -221,6 +305,28 @@ def test_symmetry_is_expanded_and_special_positions_are_one_atom(kind: str) -> N
     crystal = parse_crystal(cif(atoms, cell, symmetry))
     assert facts(crystal) == (formula, count)
     assert symmetry_of(crystal, 0.02).number == group
+
+
+def test_every_name_of_a_setting_is_the_group_that_gemmi_knows() -> None:
+    gemmi = pytest.importorskip("gemmi")
+
+    def group(rotations: np.ndarray, translations: np.ndarray) -> set[tuple[int, ...]]:
+        found = np.concatenate([rotations.reshape(-1, 9), translations * 24 % 24], 1)
+        return {tuple(row) for row in np.rint(found).astype(int).tolist()}
+
+    known = 0
+    for setting in gemmi.spacegroup_table():
+        theirs = group(*parse_operations([op.triplet() for op in setting.operations()]))
+        if not (ours := hall_settings(setting.hall)) or setting.hm == "A b a m":
+            continue  # one of the settings beyond the 530 of the tables
+        known += 1
+        assert all(group(*operations_of(hall)) == theirs for hall in ours), setting.hall
+        for name in (setting.hm, setting.xhm(), setting.short_name()):
+            named = hermann_mauguin(name)
+            assert theirs in [group(*operations_of(hall)) for hall in named], name
+            if name == setting.xhm():
+                assert len({frozenset(group(*operations_of(hall))) for hall in named}) == 1, name
+    assert known == 530
 
 
 def test_rounded_coordinates_are_put_onto_their_special_position() -> None:
@@ -282,6 +388,9 @@ def poscar(
         poscar(kind="Selective dynamics\nDirect", flags=" T T F"),
         poscar(flags=" Cs"),
         poscar(elements="Cs_sv Cl/abc12\n"),
+        poscar(elements="Cs Cl # the elements\n").replace("1 1\n", "1 1 # their counts\n"),
+        poscar(elements="", flags=" {}").replace("{}", "Cs", 1).replace("{}", "Cl"),
+        poscar(elements="", kind="Selective\nDirect", flags=" T T F {}").replace("{}", "Cs", 1).replace("{}", "Cl"),
         poscar() + "\n0 0 0\n0.1 0 0\n",
         poscar().replace("\n", "\r\n"),
         poscar(half="1.5 -0.5 2.5"),
@@ -329,6 +438,7 @@ FRAME = '2\nLattice="4 0 0 0 4 0 0 0 4" Properties=species:S:1:pos:R:3 energy=-1
         FRAME.replace("Lattice", "lattice").replace("Properties", "properties"),
         FRAME.replace('"4 0 0 0 4 0 0 0 4"', "[[4,0,0],[0,4,0],[0,0,4]]"),
         FRAME.replace("Cl 2 2 2", "Cl -2 6 2"),
+        FRAME.replace("Cl 2 2 2", "Cl 2.0D0 2.0d+00 0.2E1"),
         FRAME.replace("\n", "\r\n") + "\r\n",
         "\n" + FRAME,
     ],
@@ -362,6 +472,9 @@ def test_frames_are_crystals_of_their_own_and_a_bad_one_is_passed(tmp_path: Path
     path = tmp_path / "run.xyz"
     path.write_text(FRAME + FRAME.replace("Cl 2 2 2", "X 2 2 2") + FRAME)
     found = list(read_crystals(path))
+    empty = tmp_path / "empty.xyz"
+    empty.write_text(FRAME + "0\n\n" + FRAME)
+    assert [type(item) for item in read_crystals(empty)] == [Crystal, Rejected, Crystal]
     assert [type(item) for item in found] == [Crystal, Rejected, Crystal]
     assert [c.name for c in found if isinstance(c, Crystal)] == ["run:0", "run:2"] and "frame 1" in str(found[1])
 
@@ -385,6 +498,29 @@ def test_a_table_gives_its_crystals_labels_and_rejected_rows(tmp_path: Path) -> 
     assert load_crystals(renamed, column="content", name="key")[0][0].name == "a"
     with pytest.raises(ValueError, match="name it with --column"):
         load_crystals(renamed)
+
+
+@pytest.mark.parametrize(
+    "name, text, encoding",
+    [
+        ("a.csv", "material_id;cif;note\nx1;{};Müller\n", "utf-8"),
+        ("a.csv", "material_id,cif,note\nx1,{},Müller\n", "latin-1"),
+        ("a.csv", "# made by hand\n\nmaterial_id,cif,note\n\n,,\nx1,{},Müller\n", "utf-8-sig"),
+        ("a.tsv", "material_id\tCIF\tnote\nx1\t{}\tMüller\n", "utf-16"),
+        ("a.csv", "a,b;c\tmaterial_id\tcif\tnote\n1\tx1\t{}\tMüller\n", "utf-8"),
+    ],
+)
+def test_tables_of_other_separators_and_encodings_are_read(tmp_path: Path, name: str, text: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes(text.format('"' + cif(CSCL) + '"').encode(encoding))
+    (crystal,), rejected = load_crystals(tmp_path)
+    assert facts(crystal) == ("CsCl", 2) and crystal.name == "x1" and not rejected
+    assert crystal.labels["note"] == "Müller"
+
+
+@pytest.mark.parametrize("name", ["POSCAR.orig", "CsCl_POSCAR", "run1.CONTCAR", "CONTCAR-relaxed", "x.VASP"])
+def test_poscar_files_are_told_by_their_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(poscar())
+    assert facts(read_crystal(tmp_path / name)) == ("CsCl", 2)
 
 
 def test_a_folder_gives_what_it_holds_and_says_what_it_does_not(tmp_path: Path) -> None:
