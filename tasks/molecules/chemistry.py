@@ -49,21 +49,39 @@ def heard() -> Iterator[list[str]]:
 
 
 def parse_smiles(smiles: str) -> tuple[Any | None, str]:
-    """The molecule of a SMILES, or None and why it is none."""
+    """The molecule of a SMILES, or None and why it is none.
+
+    Hydrogens are implicit, but for those that say more (``[2H]``, ``[H+]``).
+    """
     chem = rdkit()
     with heard() as lines:
         rough = chem.MolFromSmiles(smiles, sanitize=False)
     if rough is None:
+        if re.search(r"\[\d*[DT][\]H@+:-]", smiles):
+            return None, "D and T are no elements; deuterium is written [2H], tritium [3H]"
         strange = [s for s in re.findall(r"\[\d*([A-Z][a-z]?)", smiles) if not is_element(s)]
         if strange:
             return None, f"{strange[0]} is no element"
         return None, f"not a SMILES ({_told(lines) or 'it cannot be parsed'})"
-    return sanitized(rough)
+    made, why = sanitized(rough)
+    with heard():  # of hydrogens that are a molecule of their own, which stay
+        return (made, why) if made is None else (chem.RemoveHs(made), "")
 
 
 def sanitized(rough: Any) -> tuple[Any | None, str]:
-    """A molecule with its valences, rings and aromaticity checked, or None and what is wrong."""
+    """A molecule with its valences, rings and aromaticity checked, or None and what is wrong.
+
+    Numbers of a reaction's atoms (``[CH3:1]``) are taken off, since they name no part of the molecule; those of attachment points
+    stay. Bonds of no certain order, as queries have them, make no molecule.
+    """
     chem = rdkit()
+    for bond in rough.GetBonds():
+        if bond.HasQuery() or str(bond.GetBondType()) in ("UNSPECIFIED", "ZERO", "OTHER"):
+            ends = f"{bond.GetBeginAtomIdx() + 1} and {bond.GetEndAtomIdx() + 1}"
+            return None, f"the bond between atoms {ends} has no certain order: a query, not a molecule"
+    for atom in rough.GetAtoms():
+        if atom.GetAtomicNum() and atom.HasProp("molAtomMapNumber"):
+            atom.ClearProp("molAtomMapNumber")
     try:
         chem.SanitizeMol(rough)
     except (ValueError, RuntimeError) as error:  # RDKit's own classes derive from these
@@ -83,6 +101,16 @@ def _worded(problem: str) -> str:
         bonds = f" has {found[3]} bonds," if found[3] else ""
         return f"atom {int(found[1]) + 1} ({found[2]}){bonds} more than it can have"
     return text or "it cannot be made sense of"
+
+
+def told(lines: list[str]) -> str:
+    """What RDKit's log says of a molblock, without times, source files and warnings."""
+    texts = [re.sub(r"\[\d\d:\d\d:\d\d\]\s*", "", line).strip() for line in "\n".join(lines).splitlines()]
+    texts = [text for text in texts if text and not text.startswith(("Warning", "WARNING"))]
+    text = " ".join(" ".join(texts).replace("*", " ").split())
+    if found := re.search(r"Element '([^']*)' not found", text):
+        return f"{found[1]} is no element"
+    return re.split(r" (?:Violation occurred|Failed Expression)", text)[0].strip()[:120]
 
 
 def _told(lines: list[str]) -> str:

@@ -20,13 +20,17 @@ from manifoldflow.tasks.molecules.chemistry import (
     parse_smiles,
     rdkit,
     sanitized,
+    told,
     without_isotopes,
 )
 
 SMILES_NAMES = ("smiles", "canonical_smiles", "isomeric_smiles", "smi", "structure", "molecule", "mol")
 ID_NAMES = ("name", "id", "title", "compound", "compound_id", "molecule_chembl_id", "zinc_id", "mol_id")
+MISSING = ("", "nan", "na", "n/a", "none", "null", "-")
+"""What programs write where there is no number."""
 SPECIAL = ("*", "A", "Q", "R", "R#", "L", "D", "T", "LP", "X", "M", "Pol", "Mod")
 """Atom symbols of a molfile that are no elements: attachment points and queries, for the rules or RDKit to judge."""
+MOST_BYTES_A_CELL = 2**24
 MOST_ATOMS = 200
 """Heavy atoms of the largest molecule that is read unless told otherwise."""
 
@@ -152,7 +156,7 @@ class MoleculeSet:
         for record in self.records:
             text = record.properties.get(name)
             try:
-                made.append(None if text is None else float(text))
+                made.append(None if text is None or text.lower() in MISSING else float(text))
             except ValueError:
                 raise ValueError(
                     f"{self.source}, {self.kind} {record.where}: {name} is {text!r}, expected a number"
@@ -238,13 +242,16 @@ def _kind(path: Path) -> str:
         return "sdf"
     if last in (".csv", ".tsv", ".tab"):
         return "table"
-    if last in (".smi", ".smiles", ".ism", ".can", ".txt"):
-        return "list"
-    head = "".join(itertools.islice(_lines(path), 400))
-    if "$$$$" in head or "M  END" in head:
+    named_list = last in (".smi", ".smiles", ".ism", ".can", ".txt")
+    head = list(itertools.islice(_lines(path), 400))
+    if not named_list and any(line.startswith(("$$$$", "M  END")) for line in head):
         return "sdf"
-    first = head.split("\n", 1)[0].lower()
-    return "table" if re.search(r"[,;\t]", first) and any(n in first for n in SMILES_NAMES) else "list"
+    first = next((line for line in head if line.strip() and not line.startswith("#")), "")
+    names = [_plain(word) for word in re.split("[,;\t]", first)]
+    is_table = not set(names).isdisjoint(SMILES_NAMES) and (len(names) > 1 or first.startswith('"'))
+    if named_list and names[0] in SMILES_NAMES and "\t" in first:
+        is_table = False  # a list with a heading, in which names may hold anything
+    return "table" if is_table else "list"
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -254,9 +261,13 @@ def _lines(path: Path) -> Iterator[str]:
             if number == 0 and line[:2] in (b"\xff\xfe", b"\xfe\xff"):
                 raise ValueError(f"{path}: is UTF-16 text; write it as UTF-8")
             try:
-                yield line.decode("utf-8-sig" if number == 0 else "utf-8")
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
             except UnicodeDecodeError:
-                yield line.decode("latin-1")
+                text = line.decode("latin-1")
+            if "\r" in text[:-2]:  # old Macintosh files end their lines with it alone
+                yield from io.StringIO(text, newline="")
+            else:
+                yield text
 
 
 def _list(path: Path) -> Iterator[Entry]:
@@ -265,26 +276,42 @@ def _list(path: Path) -> Iterator[Entry]:
         words = line.split(None, 1)
         if not words or words[0].startswith("#") or words[0].lower() in SMILES_NAMES:
             continue
-        rest = re.sub(r"^\|[^|]*\|", "", words[1].strip()).strip() if len(words) > 1 else ""  # without ChemAxon's extension
+        rest = (
+            re.sub(r"^\|[^|]*\|", "", words[1].strip()).strip() if len(words) > 1 else ""
+        )  # without ChemAxon's extension
         yield number, words[0], rest, {}, None, ""
 
 
 def _table(path: Path, column: str | int | None) -> Iterator[Entry]:
     """The rows of a table with a header; quoted cells may hold anything, line breaks too."""
     text = "".join(_lines(path))
-    head = next((n for n in io.StringIO(text) if n.strip() and not n.startswith("#")), "")
+    head = next((n for n in io.StringIO(text, newline="") if n.strip() and not n.startswith("#")), "")
     separator = max("\t,;", key=head.count)
-    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []
     place, title, end = 0, None, 0
-    for row in reader:
-        number, end = end + 1, reader.line_num
+    while True:
+        number = end + 1
+        try:
+            row = _next_row(reader)
+        except csv.Error as error:
+            end = reader.line_num
+            why = "a cell is not quoted as a table's cells are"
+            if "end of data" in str(error):
+                why = f"a quoted cell does not end, and the {plural(end - number, 'line')} below it cannot be told from it"
+            if not names:
+                raise ValueError(f"{path}: its header cannot be read: {error}") from None
+            yield number, text.splitlines()[number - 1], "", {}, None, why
+            continue
+        if row is None:
+            return
+        end = reader.line_num
         if not "".join(row).strip() or row[0].startswith("#"):
             continue
         if not names:
             names = [n.strip() for n in row]
             place = _column(path, names, column)
-            title = next((i for i, n in enumerate(names) if n.lower() in ID_NAMES and i != place), None)
+            title = next((i for i, n in enumerate(names) if _plain(n) in ID_NAMES and i != place), None)
             continue
         if len(row) != len(names):
             why = f"{plural(len(row), 'cell')} where the header has {len(names)}"
@@ -296,6 +323,20 @@ def _table(path: Path, column: str | int | None) -> Iterator[Entry]:
         yield number, cells[place], name, rest, None, "" if cells[place] else "no SMILES"
 
 
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row, None at the end. The most that a cell may hold is one number for the whole process: it is put back."""
+    before = csv.field_size_limit(MOST_BYTES_A_CELL)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _plain(name: str) -> str:
+    """The name of a column, the same for ``Canonical SMILES`` and ``canonical_smiles``."""
+    return re.sub(r"[\s_-]+", "_", name.strip().strip("\"'").strip()).lower()
+
+
 def _column(path: Path, names: Sequence[str], wanted: str | int | None) -> int:
     if isinstance(wanted, int) or (isinstance(wanted, str) and wanted.isdecimal() and wanted not in names):
         if not 1 <= int(wanted) <= len(names):
@@ -305,10 +346,12 @@ def _column(path: Path, names: Sequence[str], wanted: str | int | None) -> int:
         if wanted not in names:
             raise ValueError(f"{path}: there is no column {wanted!r}; the columns are {', '.join(names)}")
         return names.index(wanted)
-    lower = [n.lower() for n in names]
+    plain = [_plain(n) for n in names]
     for known in SMILES_NAMES:
-        if known in lower:
-            return lower.index(known)
+        if known in plain:
+            return plain.index(known)
+    if len(some := [i for i, n in enumerate(plain) if "smiles" in n]) == 1:
+        return some[0]
     raise ValueError(
         f"{path}: no column is called {' or '.join(SMILES_NAMES[:3])}; say which holds the SMILES (--column), they are "
         f"{', '.join(names) or 'none'}"
@@ -320,6 +363,8 @@ def _column(path: Path, names: Sequence[str], wanted: str | int | None) -> int:
 
 def _sdf(path: Path, remove_hydrogens: bool) -> Iterator[Entry]:
     for number, block in enumerate(_blocks(_lines(path)), 1):
+        if len(block) > 4 and not block[0].strip() and _COUNTS.match(block[4]) and not _COUNTS.match(block[3]):
+            block = block[1:]  # an empty line behind the last record
         title = block[0].strip() if block else ""
         end = next((i for i, n in enumerate(block) if n.startswith("M  END")), None)
         properties = _properties(block[end + 1 :] if end is not None else [])
@@ -342,51 +387,44 @@ def _blocks(lines: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _properties(lines: Sequence[str]) -> dict[str, str | None]:
-    """``> <name>``, then the value, of as many lines as there are up to an empty one."""
+    """``> <name>``, then the value, of as many lines as there are up to an empty one.
+
+    A line of a value may begin with ``>`` as well: a name stands behind an empty line, or where the last has no value yet.
+    """
     found: dict[str, str | None] = {}
     name: str | None = None
     value: list[str] = []
-    for line in [*lines, "> <>"]:
-        if line.startswith(">"):
+    for line in [*lines, "", "> <>"]:
+        tag = re.search(r"<(.*)>", line[1:]) if line.startswith(">") else None
+        if line.startswith(">") and (name is None or (tag if not value else not value[-1].strip())):
             if name:
                 while value and not value[-1].strip():
                     value.pop()
                 found[name] = "\n".join(value) or None
-            tag = re.search(r"<(.*)>", line[1:])
             name, value = tag[1] if tag else line[1:].strip(), []
         else:
             value.append(line)
     return found
 
 
+_COUNTS = re.compile(r"[ \d]{3}[ \d]{3}.*V[23]000\s*$")
+
+
 def _mol_block(lines: Sequence[str], remove_hydrogens: bool) -> tuple[Any | None, str]:
     chem = rdkit()
     if len(lines) < 4:
         return None, f"cut off after {plural(len(lines), 'line')}"
-    if "V3000" not in lines[3]:
-        try:
-            atoms, bonds = int(lines[3][:3]), int(lines[3][3:6])
-        except ValueError:
-            return None, f"its fourth line is no counts line: {lines[3][:30]!r}"
-        body = [n for n in lines[4:] if not n.startswith(("M  ", "A  ", "V  ", "G  "))]
-        if len(body) < atoms + bonds:
-            return (
-                None,
-                f"the counts line says {atoms} atoms and {bonds} bonds, and there are {plural(len(body), 'line')}",
-            )
-        for i, line in enumerate(body[:atoms], 1):
-            symbol = line[31:34].strip()
-            if len(line.split()) < 4 or not _is_number(line[:10]):
-                return None, f"the counts line says {atoms} atoms, but line {i} of them is none: {line.strip()[:30]!r}"
-            if symbol not in SPECIAL and not is_element(symbol):
-                return None, f"atom {i} is {symbol!r}, which is no element"
-    with heard() as told:
+    if not lines[-1].startswith("M  END"):
+        return None, "it has no line 'M  END': cut off, or not written whole"
+    if "V3000" not in lines[3] and (why := _fault_of_block(lines)):
+        return None, why
+    with heard() as log:
         try:
             rough = chem.MolFromMolBlock("\n".join(lines) + "\n", sanitize=False, removeHs=False)
         except (ValueError, RuntimeError) as error:
             return None, f"not a structure ({' '.join(str(error).split())[:120]})"
     if rough is None:
-        return None, f"not a structure ({' '.join(' '.join(told).split())[:120] or 'it cannot be parsed'})"
+        return None, f"not a structure ({told(log) or 'it cannot be parsed'})"
     mol, why = sanitized(rough)
     if mol is None:
         return None, why
@@ -396,6 +434,33 @@ def _mol_block(lines: Sequence[str], remove_hydrogens: bool) -> tuple[Any | None
         chem.AssignChiralTypesFromBondDirs(mol)
         chem.AssignStereochemistry(mol, cleanIt=True, force=True)
     return chem.RemoveHs(mol) if remove_hydrogens else mol, ""
+
+
+def _fault_of_block(lines: Sequence[str]) -> str:
+    """What is wrong with a V2000 block, in the words of its own lines; empty if nothing is seen."""
+    try:
+        atoms, bonds = int(lines[3][:3]), int(lines[3][3:6])
+    except ValueError:
+        return f"its fourth line is no counts line: {lines[3][:30]!r}"
+    says = f"the counts line says {plural(atoms, 'atom')} and {plural(bonds, 'bond')}"
+    body = [n for n in lines[4:-1] if not n.startswith(("M  ", "S  "))]
+    if len(body) < atoms + bonds:
+        return f"{says}, and there are {plural(len(body), 'line')}"
+    for i, line in enumerate(body[:atoms], 1):
+        symbol = line[31:34].strip()
+        if len(line.split()) < 4 or not all(_is_number(line[at : at + 10]) for at in (0, 10, 20)):
+            return f"{says}, but line {i} of the atoms is none: {line.strip()[:30]!r}"
+        if symbol not in SPECIAL and not is_element(symbol):
+            return f"atom {i} is {symbol!r}, which is no element"
+    for i, line in enumerate(body[atoms : atoms + bonds], 1):
+        ends = [line[:3].strip(), line[3:6].strip(), line[6:9].strip()]
+        if not all(end.isdecimal() for end in ends):
+            return f"{says}, but line {i} of the bonds is none: {line.strip()[:30]!r}"
+        if not all(1 <= int(end) <= atoms for end in ends[:2]):
+            return f"bond {i} is between atoms {ends[0]} and {ends[1]}, of {atoms}"
+    if over := [n for n in body[atoms + bonds :] if re.fullmatch(r"[ \d]{9,21}\s*", n)]:
+        return f"{says}, and there are more: {over[0].strip()[:30]!r}"
+    return ""
 
 
 def _is_number(text: str) -> bool:

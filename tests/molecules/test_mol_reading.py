@@ -106,6 +106,54 @@ def test_tables_by_tab_semicolon_and_a_chosen_column(tmp_path: Path) -> None:
         made(tmp_path, "a,b\nx,CO\n", "t.csv", column="c")
 
 
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("t.csv", "Compound ID;Canonical SMILES;pIC50\nx;OCC;5,5\n"),
+        ("t.csv", '"ChEMBL ID","Name","PUBCHEM_SMILES"\n"a","x","OCC"\n'),
+        ("t.smi", "smiles,name\nOCC,x\n"),
+        ("t.txt", "id\tact\tSMILES\nx\t1\tOCC\n"),
+        ("t.smi", "SMILES\tname\nOCC\tx\n"),
+        ("t.smi", "# by hand\n'smiles';name\nOCC;x\n"),
+        ("t", "name,Isomeric SMILES\nx,OCC\n"),
+        ("t.smi", "OCC x\rNCC y\r"),
+    ],
+)
+def test_a_table_is_told_by_its_header_whatever_it_is_called(tmp_path: Path, name: str, text: str) -> None:
+    found = made(tmp_path, text, name)
+    assert found.smiles[0] == "CCO" and found.records[0].name == "x"
+
+
+def test_cells_of_any_size_are_read_and_a_quote_without_end_is_said(tmp_path: Path) -> None:
+    import csv
+
+    before = csv.field_size_limit()
+    assert made(tmp_path, "smiles,note\nCCO," + "x" * 200_000 + "\nCC,a\n", "t.csv").smiles == ["CCO", "CC"]
+    assert csv.field_size_limit() == before
+    found = made(tmp_path, 'smiles,note\nCC,"a"b\nCCC,"x\ny"\nCCO,"never\nCN,y\nCF,z\n', "t.csv")
+    assert found.smiles == ["CCC"] and list(why(found)) == [2, 5]
+    assert "not quoted" in why(found)[2] and "does not end, and the 2 lines below" in why(found)[5]
+
+
+def test_what_programs_write_for_nothing_is_missing(tmp_path: Path) -> None:
+    found = made(tmp_path, "smiles,act\nC,nan\nCC,N/A\nCCC,1e-3\nCCCC,\n", "t.csv")
+    assert found.numbers("act") == [None, None, 1e-3, None]
+
+
+def test_hydrogens_and_the_numbers_of_a_reaction_do_not_make_another_molecule(tmp_path: Path) -> None:
+    found = made(tmp_path, "[H]C([H])([H])[H]\n[CH3:1][OH:2]\n[H][H]\n[2H]C\n[H+]\n[CH3:7][H:8]\n")
+    assert found.smiles == ["C", "CO", "[H][H]", "[2H]C", "[H+]", "C"]
+    assert made(tmp_path, "C[*:1]\n", rules=Rules(dummies="keep")).smiles == ["C[*:1]"]
+
+
+def test_queries_are_no_molecules(tmp_path: Path) -> None:
+    query = sdf("q").replace("  2  3  1  0", "  2  3  8  0")
+    found = made(tmp_path, query + sdf("good"), "a.sdf")
+    assert found.smiles == ["CCO"] and "bond between atoms 2 and 3 has no certain order" in why(found)[1]
+    told = why(made(tmp_path, "C~C\nCC\n[D]C\n"))
+    assert "query" in told[1] and "deuterium is written [2H]" in told[3]
+
+
 def test_gzip_is_told_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "a.smi.gz").write_bytes(gzip.compress(b"CCO\nCCN amine\n"))
     assert read_molecules(tmp_path / "a.smi.gz").smiles == ["CCO", "CCN"]
@@ -135,6 +183,55 @@ def test_sdf_bad_records_among_good(tmp_path: Path) -> None:
     told = why(found)
     assert "the counts line says 9 atoms" in told[2] and "'Xx', which is no element" in told[3]
     assert "cut off after 2 lines" in told[4] and told[5]
+
+
+def test_sdf_records_that_are_not_whole_say_so_in_their_own_words(tmp_path: Path) -> None:
+    records = [
+        sdf("no end").replace("M  END\n", ""),
+        sdf("bond to nowhere").replace("  2  3  1  0", "  2  9  1  0"),
+        sdf("a bond too many").replace("  3  2  0", "  3  1  0"),
+        sdf("an atom too many").replace("  3  2  0", "  2  2  0"),
+        sdf("no number").replace("1.5000    0.0000 ", "1.5000       nix "),
+        V3000.replace(" O ", " Xx "),
+        V3000.replace("M  V30 END BOND\n", ""),
+    ]
+    found = made(tmp_path, "".join(records) + V3000, "a.sdf")
+    assert found.smiles == ["CC[O-]"] and found.records[0].name == "v3"
+    told = why(found)
+    words = ["no line 'M  END'", "bond 2 is between atoms 2 and 9, of 3", "3 atoms and 1 bond, and there are more",
+             "line 1 of the bonds is none", "line 2 of the atoms is none", "Xx is no element", ""]  # fmt: skip
+    for record, text in enumerate(words, 1):
+        assert text in told[record] and "[" not in told[record] and ".cpp" not in told[record], told[record]
+
+
+def test_sdf_records_behind_an_empty_line_and_values_that_begin_with_an_angle(tmp_path: Path) -> None:
+    after = "> <a>\n> b\n\n> <c>\n> <d>\n1\n> 2\n\n> <e>\none\n\ntwo\n\n>  7 DT12\nfoo\n\n"
+    found = made(tmp_path, sdf("one", after=after) + "\n" + sdf("two"), "a.sdf")
+    assert [(r.smiles, r.name) for r in found.records] == [("CCO", "one"), ("CCO", "two")]
+    wanted = {"a": "> b", "c": None, "d": "1\n> 2", "e": "one\n\ntwo", "7 DT12": "foo"}
+    assert found.records[0].properties == wanted
+
+
+V3000 = """v3
+  own
+
+  0  0  0     0  0            999 V3000
+M  V30 BEGIN CTAB
+M  V30 COUNTS 3 2 0 0 0
+M  V30 BEGIN ATOM
+M  V30 1 C 0 0 0 0
+M  V30 2 C 1.5 0 0 0
+M  V30 3 O 2.2 1.2 0 0 -
+M  V30 CHG=-1
+M  V30 END ATOM
+M  V30 BEGIN BOND
+M  V30 1 1 1 2
+M  V30 2 1 2 3
+M  V30 END BOND
+M  V30 END CTAB
+M  END
+$$$$
+"""
 
 
 def test_sdf_properties_of_several_lines_and_coordinates(tmp_path: Path) -> None:
