@@ -5,8 +5,8 @@ import errno
 import io
 import os
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from manifoldflow.tasks.crystals.describe import COLUMNS, Facts
@@ -41,27 +41,37 @@ class Book:
         self.table = self.folder / TABLE
         self.older: list[dict[str, str]] = []
         self.written = 0
-        if self.table.exists():
-            with self.table.open(newline="", encoding="utf-8") as file:
+        if self.table.exists() and self.table.stat().st_size:
+            with self.table.open(newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file)
                 if tuple(rows.fieldnames or ()) != COLUMNS:
                     raise ValueError(f"{self.table}: is a table of another kind; choose another folder with --out")
-                self.older = list(rows)
+                self.older = [row for row in rows if None not in row.values()]  # the last may have been cut off
         self._last: dict[str, int] = {}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within, no other run that fills this folder takes a number or adds a row, where the system can see to that."""
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            with suppress(ImportError, OSError):  # not on Windows, nor on some network drives
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def write(self, crystal: Crystal, stem: str) -> str:
         """Write a structure under the next free number, ``STEM_000.cif``; the file's name."""
         base = re.sub(r"[^\w.+-]", "_", stem)
         number = self._last.get(base, -1) + 1
-        taken = {p.name for p in self.folder.glob(f"{base}_*")} if base not in self._last else set()
-        while (
-            any(name.startswith(f"{base}_{number:03d}.") for name in taken)
-            or (self.folder / f"{base}_{number:03d}{self.suffix}").exists()
-        ):
-            number += 1
-        self._last[base] = number
-        name = f"{base}_{number:03d}{self.suffix}"
-        self._put(name, crystal)
+        with self._alone():
+            while any((self.folder / f"{base}_{number:03d}{suffix}").exists() for suffix in SUFFIX.values()):
+                number += 1
+            self._last[base] = number
+            name = f"{base}_{number:03d}{self.suffix}"
+            self._put(name, crystal)
         self.written += 1
         return name
 
@@ -81,22 +91,31 @@ class Book:
         """Add rows to the table, on the disk when this returns; a row is whole or not there."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        before = self.table.stat().st_size if self.table.exists() else 0
-        if not before:
-            writer.writerow(COLUMNS)
-        writer.writerows(row.row() for row in rows)
-        try:
-            with self.table.open("ab") as file:
-                file.write(text.getvalue().encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with suppress(OSError):
-                if before:
-                    os.truncate(self.table, before)
-                else:
-                    self.table.unlink(missing_ok=True)
-            raise self._full(error, self.table) from None
+        with self._alone():
+            before = self.table.stat().st_size if self.table.exists() else 0
+            if not before:
+                writer.writerow(COLUMNS)
+            elif self._is_open():
+                text.write("\n")  # a row that was cut off stays alone
+            writer.writerows(row.row() for row in rows)
+            try:
+                with self.table.open("ab") as file:
+                    file.write(text.getvalue().encode())
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                with suppress(OSError):
+                    if before:
+                        os.truncate(self.table, before)
+                    else:
+                        self.table.unlink(missing_ok=True)
+                raise self._full(error, self.table) from None
+
+    def _is_open(self) -> bool:
+        """Whether the table's last line does not end."""
+        with self.table.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) not in b"\r\n"
 
     def _full(self, error: OSError, path: Path) -> OSError:
         """The same error with what is safe."""

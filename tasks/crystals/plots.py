@@ -109,10 +109,12 @@ def powder_plot(crystals: Sequence[Crystal], labels: Sequence[str]) -> Any:
         is_last = i == len(crystals) - 1 and i > 0
         color = PALETTE["reference"] if is_last else colors[i % len(colors)]
         axes.plot(made.angle, base + made.intensity, color=color, linewidth=1.3, label=label)
+        label += "" if len(made.lines) else " (no lines: an impossible cell)"
         axes.text(made.angle[-1], base + 0.82, label, ha="right", fontsize=9.5, color=PALETTE["ink"])
     axes.set_xlabel("2θ (degrees, Cu Kα)")
     axes.set_yticks([])
     axes.set_xlim(10, 90)
+    axes.set_ylim(-0.05, 1.15 * len(crystals))  # also where a pattern is flat
     style_axes(axes)
     axes.spines["left"].set_visible(False)
     return plot

@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from manifoldflow.tasks.crystals.structure import Crystal
 
-__all__ = ["Pattern", "pattern"]
+__all__ = ["LARGEST", "Pattern", "pattern"]
+
+LARGEST = 20_000.0
+"""Cubic angstrom: lines grow in number with the volume, and a model's failure may have a cell of any size."""
 
 
 class Pattern(NamedTuple):
@@ -29,7 +32,7 @@ class Pattern(NamedTuple):
 def pattern(
     crystal: Crystal, wavelength: str = "CuKa", low: float = 10.0, high: float = 90.0, width: float = 0.3
 ) -> Pattern:
-    """The pattern between two angles.
+    """The pattern between two angles; flat for a cell of more than :data:`LARGEST` cubic angstrom, whose lines are beyond count.
 
     Args:
         crystal: any.
@@ -39,11 +42,13 @@ def pattern(
     """
     from pymatgen.analysis.diffraction.xrd import XRDCalculator
 
+    angle = np.linspace(low, high, 1201)
+    if not 0 < crystal.volume <= LARGEST:
+        return Pattern(angle, np.zeros_like(angle), np.zeros(0), np.zeros(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = XRDCalculator(wavelength).get_pattern(crystal.to_pymatgen(), two_theta_range=(low, high))
     lines, heights = np.asarray(found.x, float), np.asarray(found.y, float)
-    angle = np.linspace(low, high, 1201)
     sigma = width / 2.3548
     curve = (
         (heights * np.exp(-0.5 * ((angle[:, None] - lines) / sigma) ** 2)).sum(1)

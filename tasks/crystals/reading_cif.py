@@ -315,7 +315,7 @@ def _sites_of(block: Block, cell: NDArray[np.float64]) -> list[_Site]:
         if attached is not None and i < len(attached) and attached[i] not in UNKNOWN:
             if hydrogens := number(attached[i], f"{where}: attached hydrogens"):
                 raise ValueError(
-                    f"{where}: {hydrogens:g} hydrogens are attached to it and not listed: atoms are missing"
+                    f"{where}: {hydrogens:g} attached hydrogens are not listed: atoms are missing"
                 )
         species = element_of(symbols[i] if symbols is not None and i < len(symbols) else None, label, where)
         values = []

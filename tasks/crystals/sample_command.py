@@ -189,11 +189,12 @@ class _Run:
         if not made:
             return
         self._remind(made[0][1])
+        if self.relaxer is None:
+            for crystal, label in made:  # a run that is killed leaves one file without a row at most
+                self._rows([crystal], [self.book.write(crystal, label or crystal.formula)], [None])
+            return
         crystals = [crystal for crystal, _ in made]
         files = [self.book.write(crystal, label or crystal.formula) for crystal, label in made]
-        if self.relaxer is None:
-            self._rows(crystals, files, [None] * len(crystals))
-            return
         from rich.progress import Progress
 
         try:
@@ -257,7 +258,8 @@ class _Run:
         what = f"{plural(len(names), 'crystal')} to {self.book.folder}/ ({first})"
         print(f"wrote {what} and a row of structures.csv each, by {source}")
         if self.book.older:
-            print(f"{plural(len(self.book.older), 'structure')} of earlier runs are still there")
+            stay = "is" if len(self.book.older) == 1 else "are"
+            print(f"{plural(len(self.book.older), 'structure')} of earlier runs {stay} still there")
         count = len(self.rows)
         contact = np.array([row.contact for row in self.rows])
         lines: list[tuple[str, str]] = [

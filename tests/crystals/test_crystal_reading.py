@@ -178,7 +178,7 @@ BAD = {
     "water as a type": (cif("Ca1 Ca 0 0 0\nO1 H2O .5 .5 .5"), "'H2O' is a group of atoms"),
     "hydrogens attached and not listed": (
         cif("Ca1 Ca 0 0 0 0\nO1 O .5 .5 .5 1", columns="label type_symbol fract_x fract_y fract_z attached_hydrogens"),
-        "site O1: 1 hydrogens are attached to it and not listed",
+        "site O1: 1 attached hydrogens are not listed",
     ),
     "an element of the formula without a site": (
         cif(CSCL, head="data_x\n_chemical_formula_sum 'Cs Cl H2 O'\n"),

@@ -203,9 +203,42 @@ def test_a_full_disk_in_mid_run_is_one_message_and_what_is_written_stays(
     error = capsys.readouterr().err.strip()
     assert "the disk is full; 70 structures of this run" in error and len(error.splitlines()) == 1
     assert len(list(tmp_path.glob("*.cif"))) == 70
-    assert len(rows_of(tmp_path)) == 64  # of the first batch
+    assert len(rows_of(tmp_path)) == 70  # each as its file came
     monkeypatch.setattr(book, "write_crystal", real)
-    assert run(*words) == 0 and len(rows_of(tmp_path)) == 144
+    assert run(*words) == 0 and len(rows_of(tmp_path)) == 150
+
+
+def test_runs_that_fill_one_folder_at_once_take_numbers_of_their_own(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from manifoldflow.tasks.crystals.describe import describe
+
+    def fill(_: int) -> list[str]:
+        made, names = book.Book(tmp_path), []
+        for _ in range(25):
+            names.append(made.write(SALT, "NaCl"))
+            made.add(describe([SALT], files=names[-1:]))
+        return names
+
+    with ThreadPoolExecutor(4) as pool:
+        names = [name for some in pool.map(fill, range(4)) for name in some]
+    assert len(set(names)) == 100 == len(list(tmp_path.glob("*.cif")))
+    assert sorted(row["file"] for row in rows_of(tmp_path)) == sorted(names)
+
+
+def test_a_row_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
+    from manifoldflow.tasks.crystals.describe import describe
+
+    made = book.Book(tmp_path)
+    made.add(describe([SALT, SALT], files=["a.cif", "b.cif"]))
+    made.table.write_bytes(made.table.read_bytes()[:-30])  # as a machine that lost its power leaves it
+    again = book.Book(tmp_path)
+    assert [row["file"] for row in again.older] == ["a.cif"]
+    again.add(describe([SALT], files=["c.cif"]))
+    rows = rows_of(tmp_path)
+    assert [row["file"] for row in rows] == ["a.cif", "b.cif", "c.cif"] and rows[2]["formula"] == "NaCl"
+    made.table.write_bytes("\ufeff".encode() + made.table.read_bytes())  # a table that was opened in a spreadsheet
+    assert len(book.Book(tmp_path).older) == 2
 
 
 def test_a_row_that_does_not_fit_on_the_disk_is_not_there_in_part(tmp_path: Path, monkeypatch) -> None:
