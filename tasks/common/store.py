@@ -94,7 +94,12 @@ class FolderWriter:
                 file.close()
             if kind is None:
                 self._publish(rows)
+        except OSError as fault:  # a full disk names no file of itself
+            fault.filename = fault.filename or str(self.folder)
+            raise
         finally:
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(self.folder)
             shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _publish(self, rows: int) -> None:

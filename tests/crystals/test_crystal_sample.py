@@ -360,3 +360,13 @@ def test_perovskites_are_made_by_the_model_of_perovskites() -> None:
     assert chosen == {"SrTiO3": "crystals_perov", "NaCl": "crystals_mp", "UXeO3": "crystals_mp", "CaF2": "crystals_mp"}
     assert fitting(both, read_formula("SrTiO3"), "1..2") == fitting(both, None, "1") == "crystals_mp"
     assert fitting(["crystals_other"], read_formula("SrTiO3"), "1") == "crystals_other"
+
+
+def test_a_full_disk_names_the_data_set_that_did_not_fit(tmp_path: Path) -> None:
+    from manifoldflow.tasks.crystals.store import CrystalWriter
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.set'"):
+        with CrystalWriter(tmp_path / "a.set") as writer:
+            writer.add(SALT)
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
