@@ -4,11 +4,13 @@ import json
 import math
 import multiprocessing
 import queue
+import random
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ class Reward:
     """A reward of Python objects (SMILES, sequences, whatever an environment makes) from a function of one's own.
 
     Objects that were seen before are answered from memory and cost nothing. What goes wrong is pinned down to the object by
-    asking again in halves, then raised or replaced by the floor, and every call of the function counts, failed ones too.
+    asking again in halves, then raised or replaced by the floor, and every call of the function counts, failed ones too. The
+    function has random numbers of its own: whether it draws or seeds, those of the program stay as they were.
 
         reward = Reward(lambda smiles: [score(s) for s in smiles], timeout=30, budget=10_000, record="calls.jsonl")
         env.log_reward = lambda x: reward.log(env.to_smiles(x))
@@ -92,6 +95,7 @@ class Reward:
         self.known: dict[Hashable, float] = {}
         self.calls = self.asked = self.failed = 0
         self._caller: Any = None
+        self._random = _OwnRandom()
         if timeout is not None:
             self._caller = (_InThread if worker == "thread" else _InProcess)(self.function, timeout)
         self.timeout = timeout
@@ -117,8 +121,10 @@ class Reward:
         for i in range(0, len(values), size):
             error: RewardError | None = None
             for k, answer in zip(names[i : i + size], self._answers(values[i : i + size]), strict=True):
-                if isinstance(answer, RewardError):  # what was paid for is kept first
-                    error = error or answer
+                if isinstance(answer, RewardError):
+                    if error is not None:  # a second one: enough is known, and every further one costs calls and time
+                        break
+                    error = answer  # what was paid for, or stands beside it, is kept first
                 else:
                     self._keep(k, *answer)
             if error is not None:
@@ -147,8 +153,16 @@ class Reward:
             yield from (self._judged(o, v) for o, v in zip(objects, raw, strict=True))
         elif len(objects) > 1:
             half = len(objects) // 2
-            yield from self._answers(objects[:half])
-            yield from self._answers(objects[half:])
+            try:
+                yield from self._answers(objects[:half])
+                yield from self._answers(objects[half:])
+            except BudgetSpent as spent:
+                if (self.late if late else self.bad) == "floor":
+                    raise
+                raise (RewardTimeout if late else RewardError)(
+                    f"the reward of {len(objects)} objects, the first {_shown(objects[0])}, {why}, and the budget of "
+                    f"{self.budget} calls ended before it was found out for which; mend the reward function"
+                ) from spent
         elif (self.late if late else self.bad) == "raise":
             option = "late" if late else "bad"
             yield (RewardTimeout if late else RewardError)(
@@ -178,10 +192,13 @@ class Reward:
             )
         self.calls += len(objects)
         try:
-            made = self.function(objects) if self._caller is None else self._caller(objects)
-        except TimeoutError:
+            with self._random:
+                made = self.function(objects) if self._caller is None else self._caller(objects)
+        except TimeoutError as error:
+            if self._caller is None:  # of a network, say, and not ours
+                return None, f"raised {type(error).__name__}: {error}", False
             return None, f"did not come within {self.timeout:g} s", True
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             told = str(error) if isinstance(error, _FromProcess) else f"{type(error).__name__}: {error}"
             return None, f"raised {told}", False
         try:
@@ -220,7 +237,9 @@ class Reward:
                 entry = json.loads(line)
                 key, value, calls = _hashable(entry["key"]), float(entry["reward"]), int(entry["calls"])
             except (ValueError, KeyError, TypeError):
-                if number == len(lines):  # cut off by the end of its run
+                begins = '{"key": '
+                is_cut = line.strip("\0")[: len(begins)] == begins[: len(line.strip("\0"))]
+                if number == len(lines) and is_cut:  # off by the end of its run
                     text = "".join(part + "\n" for part in lines[:-1])
                     write_text(path, text)
                     continue
@@ -230,6 +249,8 @@ class Reward:
             self.known[key] = value
             self.calls = max(self.calls, calls)
             self.failed += "failed" in entry
+            if number == len(lines):  # whole but for its end: what comes next begins a line of its own
+                write_text(path, "\n".join(lines) + "\n")
 
 
 def _hashable(key: Any) -> Hashable:
@@ -243,8 +264,42 @@ def _shown(thing: Any) -> str:
     return text if len(text) <= 200 else text[:200] + " ..."
 
 
+class _OwnRandom:
+    """Within, random numbers of a stream of their own: a function that seeds, or draws, does not change those of the program,
+    and its own go on from call to call."""
+
+    def __init__(self) -> None:
+        self.own: tuple[Any, Any, Any] | None = None
+        self.outer: tuple[Any, Any, Any] | None = None
+
+    def __enter__(self) -> None:
+        self.outer = self._states()
+        if self.own is None:
+            seed = (torch.initial_seed() + 2_654_435_769) % 2**32
+            first = np.random.RandomState(seed)
+            self.own = (
+                torch.Generator().manual_seed(seed).get_state(),
+                first.get_state(),
+                random.Random(seed).getstate(),
+            )
+        self._restore(self.own)
+
+    def __exit__(self, *_: object) -> None:
+        assert self.outer is not None
+        self.own = self._states()
+        self._restore(self.outer)
+
+    def _states(self) -> tuple[Any, Any, Any]:
+        return torch.get_rng_state(), np.random.get_state(), random.getstate()
+
+    def _restore(self, states: tuple[Any, Any, Any]) -> None:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
 class _FromProcess(Exception):
-    """An exception in another process, as text."""
+    """An exception of the function, as text: from another process, or where its own class would be taken for ours."""
 
 
 class _InThread:
@@ -268,6 +323,8 @@ class _InThread:
         except queue.Empty:
             raise TimeoutError from None
         if not is_well:
+            if isinstance(answer, TimeoutError):  # of a network, say, and not ours
+                raise _FromProcess(f"{type(answer).__name__}: {answer}")
             # A reward has an end of its own: a SystemExit in it must not look like ours.
             raise answer if isinstance(answer, Exception) else RuntimeError(repr(answer))
         return answer

@@ -90,7 +90,9 @@ def prepare(
                     writer.add(replace(crystal, name=unique), str(path))
                 progress.advance(task)
         if not writer.entries:
-            raise ValueError(f"no crystal is left of {plural(len(files), 'file')}; the first reason: {result.rejected[0]}")
+            raise ValueError(
+                f"no crystal is left of {plural(len(files), 'file')}; the first reason: {result.rejected[0]}"
+            )
         write_rejected(writer.temporary / "rejected.csv", result.rejected)
         result.crystals, result.atoms = len(writer.entries), sum(entry["length"] for entry in writer.entries)
     _report(result, len(files))
@@ -108,7 +110,8 @@ def _report(result: Prepared, files: int, most: int = 20) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(f"{result.folder}: {plural(result.crystals, 'crystal')}, {plural(result.atoms, 'atom')} from {plural(files, 'file')}")
+    made = f"{plural(result.crystals, 'crystal')}, {plural(result.atoms, 'atom')}"
+    console.print(f"{result.folder}: {made} from {plural(files, 'file')}")
     if result.rejected:
         console.print(f"{len(result.rejected)} left out (all in {result.folder / 'rejected.csv'}):")
         for item in result.rejected[:most]:

@@ -314,9 +314,7 @@ def _sites_of(block: Block, cell: NDArray[np.float64]) -> list[_Site]:
             continue
         if attached is not None and i < len(attached) and attached[i] not in UNKNOWN:
             if hydrogens := number(attached[i], f"{where}: attached hydrogens"):
-                raise ValueError(
-                    f"{where}: {hydrogens:g} attached hydrogens are not listed: atoms are missing"
-                )
+                raise ValueError(f"{where}: {hydrogens:g} attached hydrogens are not listed: atoms are missing")
         species = element_of(symbols[i] if symbols is not None and i < len(symbols) else None, label, where)
         values = []
         for axis, column in zip(axes, columns, strict=True):

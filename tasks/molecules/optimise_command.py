@@ -92,6 +92,8 @@ def optimise(
         found = oracle.answers()
         if found.smiles:  # also of a search that was interrupted, or whose reward failed
             _finish(folder, found, oracle, objective, config, method, threshold, seed, time.monotonic() - begin)
+    if not found.smiles:
+        raise RuntimeError(f"{plural(oracle.used, 'call')} were made, and no molecule got a reward")
 
 
 def _finish(

@@ -1,5 +1,6 @@
 """What molecules are worth: drug-likeness, ease of making, windows on properties, likeness to a lead, products."""
 
+import difflib
 import importlib
 import importlib.util
 import math
@@ -139,7 +140,9 @@ class Objective:
             self.text = getattr(own, "__name__", "function")
             self.parts = [(self.text, [Term(self.text, self.text, None, 1.0, lambda _, s: own(list(s)))])]
             return
-        self.text = expression.replace(" ", "")
+        self.text = "".join(expression.split())
+        if not self.text:
+            raise ValueError("the reward is empty; examples: qed*sa, seh*logp[1,4], mine.py:score")
         pieces = _split(self.text, ",")
         self.parts = [(piece, [self._term(word) for word in _split(piece, "*")]) for piece in pieces]
 
@@ -168,10 +171,10 @@ class Objective:
         return reward
 
     def _term(self, text: str) -> Term:
-        word, _, power = text.partition("^")
+        word, raises, power = text.partition("^")
         found = re.fullmatch(r"([^\[\]]+)(?:\[([^,\]]*),([^,\]]*)\])?", word)
         try:
-            raised = float(power) if power else 1.0
+            raised = float(power) if raises else 1.0
             window = (
                 (_bound(found[2], -math.inf), _bound(found[3], math.inf)) if found and found[2] is not None else None
             )
@@ -180,15 +183,21 @@ class Objective:
         if not found:
             raise ValueError(f"reward {text!r} cannot be read; examples: qed*sa, seh*logp[1,4], mine.py:score")
         name = found[1]
+        if not (raised > 0 and math.isfinite(raised)):
+            raise ValueError(f"reward {text!r}: a power is a positive number, got {power}")
         if window is not None and not window[0] <= window[1]:
             raise ValueError(f"reward {text!r}: the window's lower end is above its upper one")
         if ":" in name:
             own = load_function(name)
             return Term(text, name, window, raised, lambda _, smiles: own(list(smiles)))
         if name not in (*PROPERTIES, "seh", "similarity"):
-            known = ", ".join(sorted([*PROPERTIES, "seh", "similarity"]))
+            known = sorted([*PROPERTIES, "seh", "similarity"])
+            near = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            if re.search(r"[-+/()]|\d", name):
+                hint = " (terms are multiplied, as in qed*sa; commas make a front)"
             raise ValueError(
-                f"reward {text!r}: no term is called {name!r}; there are {known}, or a function FILE.py:NAME"
+                f"reward {text!r}: no term is called {name!r}{hint}; there are {', '.join(known)}, or a function FILE.py:NAME"
             )
         if window is None and name not in UNIT:
             raise ValueError(

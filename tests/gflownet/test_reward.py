@@ -128,6 +128,85 @@ def test_a_record_is_continued_also_where_it_was_cut_off(tmp_path):
         Reward(length, record=path)
 
 
+def test_a_record_that_lost_its_last_end_of_line_is_continued_on_the_next(tmp_path):
+    path = tmp_path / "calls.jsonl"
+    Reward(length, record=path)(WORDS)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert Reward(length, record=path, budget=6)(["ffffff"]).tolist() == [6]
+    with path.open("ab") as file:
+        file.write(bytes(40))  # what a file system leaves of a line after the power went
+    again = Reward(length, record=path)
+    assert len(again.known) == 6 and again.calls == 6
+    again(["ggggggg"])
+    assert len(Reward(length, record=path).known) == 7
+    notes = tmp_path / "notes.txt"
+    notes.write_text("do not touch")
+    with pytest.raises(ValueError, match="line 1: not an answer of a reward"):
+        Reward(length, record=notes)
+    assert notes.read_text() == "do not touch"
+
+
+def test_a_function_that_always_fails_is_left_at_its_second_object():
+    asked = []
+
+    def broken(words):
+        asked.append(len(words))
+        raise RuntimeError("no licence")
+
+    words = [f"w{i}" for i in range(64)]
+    with pytest.raises(RewardError, match="'w0' raised RuntimeError: no licence"):
+        Reward(broken)(words)
+    assert sum(asked) == 64 + 32 + 16 + 8 + 4 + 2 + 1 + 1
+    reward = Reward(broken, budget=70)
+    with pytest.raises(
+        RewardError, match=r"64 objects, the first 'w0', raised RuntimeError: no licence.*70 calls ended"
+    ):
+        reward(words)
+    with pytest.raises(RewardError, match="2 objects, the first 'w0'") as caught:
+        reward(words[:4])
+    assert not isinstance(caught.value, BudgetSpent) and reward.calls <= 70
+
+
+def test_a_function_that_seeds_or_draws_leaves_the_random_numbers_of_the_program():
+    import random
+
+    import numpy as np
+
+    def numbers():
+        return torch.rand(1).item(), np.random.rand(), random.random()
+
+    drawn = []
+
+    def reward(words):
+        drawn.append(numbers())
+        if len(drawn) == 3:
+            torch.manual_seed(0), np.random.seed(0), random.seed(0)
+        return length(words)
+
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        made = Reward(reward)
+        drawn.clear()
+        between = [(made([f"{'x' * n}"]), numbers())[1] for n in range(1, 5)]
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
+        assert between == [numbers() for _ in range(4)]
+        assert len({*drawn[:3], *between}) == 7  # its own, and others at every call
+
+
+def test_a_function_that_ends_the_program_or_times_out_itself_is_named():
+    def leaves(words):
+        raise SystemExit(1)
+
+    def network(words):
+        raise TimeoutError("no answer from the host")
+
+    with pytest.raises(RewardError, match="'a' raised SystemExit: 1"):
+        Reward(leaves)(["a"])
+    for options in ({}, {"timeout": 30}, {"timeout": 30, "worker": "process"}):
+        with pytest.raises(RewardError, match="'a' raised TimeoutError: no answer from the host"):
+            Reward(network, **options)(["a"])
+
+
 def test_copies_share_memory_and_budget_and_options_are_checked():
     reward = Reward(length)
     assert copy.deepcopy({"r": reward})["r"] is reward
