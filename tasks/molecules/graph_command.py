@@ -109,6 +109,7 @@ def sample_molecular_graphs(model: mf.Flow, path: Path, num: int, out: Path, see
     from rich.progress import Progress
 
     from manifoldflow.tasks.molecules.report import draw_grid, write_report
+    from manifoldflow.tasks.molecules.results import beside
     from manifoldflow.tasks.molecules.writing import write_molecules
 
     config = GraphConfig(**(model.config or {}))
@@ -135,16 +136,15 @@ def sample_molecular_graphs(model: mf.Flow, path: Path, num: int, out: Path, see
     names = [f"{i:05d}" for i in range(1, len(smiles) + 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_molecules(out, smiles, names=names, seed=seed)
-    picture = draw_grid(out.parent / "molecules.png", smiles[:30], names[:30])
+    drawn, told = beside(out)
+    picture = draw_grid(out.parent / drawn, smiles[:30], names[:30])
     facts = {
         "model": f"{path} ({'tokens that jump' if config.method == 'jumps' else 'two stochastic equations'})",
         "allowed by RDKit without correction": f"{scores.valid:,} of {num:,}",
         "in one piece": f"{scores.whole:,}",
         "different": f"{scores.unique:,}",
     }
-    page = write_report(
-        out.parent / "report.html", "Molecules as graphs", smiles[:30], names[:30], facts=facts, seed=seed
-    )
+    page = write_report(out.parent / told, "Molecules as graphs", smiles[:30], names[:30], facts=facts, seed=seed)
     print(
         f"wrote {len(smiles):,} of {num:,} molecules (those in one piece that RDKit allows; {scores.unique:,} different) "
         f"to {out}; picture: {picture}; page: {page}"

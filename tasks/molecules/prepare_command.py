@@ -39,7 +39,11 @@ def prepare(
             records.append(record)
         seen.add(record.smiles)
     names = list(dict.fromkeys(k for r in records for k in r.properties))
-    columns = {n: [r.properties.get(n) for r in records] for n in names}
+    # A table has one column of SMILES and one of names, those that are written now.
+    taken = {n: f"{n}_in_file" if n in ("smiles", "name") else n for n in names}
+    columns = {taken[n]: [r.properties.get(n) for r in records] for n in names}
+    if columns.get("smiles_in_file") == [r.smiles for r in records]:
+        del columns["smiles_in_file"]
     has_places = all(r.mol.GetNumConformers() for r in records)
     write_molecules(
         Path(out),

@@ -15,6 +15,13 @@ from manifoldflow.tasks.molecules.writing import write_molecules
 PICTURE, PAGE = "molecules.png", "report.html"
 
 
+def beside(table: str | Path) -> tuple[str, str]:
+    """Names of the picture and the page of a table: ``molecules.png`` and ``report.html`` of the usual one, ``a.png`` and
+    ``a.html`` of ``a.csv``, so that samples in one folder keep their own."""
+    stem = Path(table).stem
+    return (PICTURE, PAGE) if stem == Path(PICTURE).stem else (f"{stem}.png", f"{stem}.html")
+
+
 def properties(smiles: Sequence[str]) -> dict[str, list[Any]]:
     """What chemists look at first, a column each; empty where a molecule is none."""
     mols = [parsed(s) for s in smiles]
@@ -38,7 +45,7 @@ def write_results(
     seed: int = 0,
     reference: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Path]:
-    """Write the table, ``molecules.png`` and ``report.html``.
+    """Write the table, a picture and a page (:func:`beside`).
 
     Args:
         table: file of the molecules (.csv, .smi, .sdf), in the order given.
@@ -55,6 +62,7 @@ def write_results(
         The files, the picture second and the page third.
     """
     folder = Path(folder)
+    picture, page = beside(table)
     known = properties(smiles[:described])
     rest = len(smiles) - min(described, len(smiles))
     columns = {n: values[:, i].tolist() for i, n in enumerate(names)} | {n: v + [None] * rest for n, v in known.items()}
@@ -64,7 +72,7 @@ def write_results(
         captions.append(
             ", ".join(f"{n} {v:.3f}" for n, v in zip(names, row, strict=True)) if len(names) > 1 else f"{row[0]:.3f}"
         )
-    files.append(draw_grid(folder / PICTURE, smiles[:best], captions))
+    files.append(draw_grid(folder / picture, smiles[:best], captions))
     plots: dict[str, Any] = {}
     if asked is not None:
         plots["The search"] = progress(asked.tolist())
@@ -74,7 +82,7 @@ def write_results(
         plots["Objectives against each other"] = front(values, names)
     else:
         plots["Drug-likeness against ease of making"] = _quality(known)
-    files.append(write_report(folder / PAGE, title, smiles[:best], captions, facts=facts, plots=plots, seed=seed))
+    files.append(write_report(folder / page, title, smiles[:best], captions, facts=facts, plots=plots, seed=seed))
     return files
 
 

@@ -197,7 +197,7 @@ class Objective:
             if re.search(r"[-+/()]|\d", name):
                 hint = " (terms are multiplied, as in qed*sa; commas make a front)"
             raise ValueError(
-                f"reward {text!r}: no term is called {name!r}{hint}; there are {', '.join(known)}, or a function FILE.py:NAME"
+                f"reward {text!r}: no term is called {name!r}; there are {', '.join(known)}, or a function FILE.py:NAME{hint}"
             )
         if window is None and name not in UNIT:
             raise ValueError(

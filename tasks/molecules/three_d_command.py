@@ -135,6 +135,7 @@ def sample_three_d(model: mf.Flow, path: Path, num: int, out: Path, seed: int, s
     from rich.progress import Progress
 
     from manifoldflow.tasks.molecules.report import draw_grid
+    from manifoldflow.tasks.molecules.results import beside
     from manifoldflow.tasks.molecules.writing import write_molecules
 
     generator = torch.Generator().manual_seed(seed)
@@ -154,9 +155,10 @@ def sample_three_d(model: mf.Flow, path: Path, num: int, out: Path, seed: int, s
     names = [f"{i:05d}" for i in range(1, len(molecules) + 1)]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_molecules(out, smiles, names=names, mols=molecules)
-    picture = draw_grid(out.parent / "molecules.png", smiles[:30], names[:30])
+    drawn, told = beside(out)
+    picture = draw_grid(out.parent / drawn, smiles[:30], names[:30])
     page = write_page(
-        out.parent / "report.html",
+        out.parent / told,
         molecules,
         smiles,
         scores,

@@ -51,15 +51,15 @@ def write_molecules(
             ),
         )
     if kind == ".smi":
-        return write_text(path, "".join(f"{s} {n}\n" for s, n in zip(smiles, names, strict=True)))
+        return write_text(path, "".join(f"{s} {_line(n)}".rstrip() + "\n" for s, n in zip(smiles, names, strict=True)))
     parts = []
     for i, (s, n) in enumerate(zip(smiles, names, strict=True)):
         mol = mols[i] if mols is not None else conformer(s, seed)
         mol = rdkit().Mol(mol)
-        mol.SetProp("_Name", n)
+        mol.SetProp("_Name", _line(n))
         block = rdkit().MolToMolBlock(mol)
         fields = {"smiles": s} | {k: _text(v[i]) for k, v in columns.items()}
-        parts.append(block + "".join(f"> <{k}>\n{v}\n\n" for k, v in fields.items()) + "$$$$\n")
+        parts.append(block + "".join(f"> <{_line(k)}>\n{_value(v)}\n\n" for k, v in fields.items()) + "$$$$\n")
     return write_text(path, "".join(parts))
 
 
@@ -88,6 +88,17 @@ def conformer(smiles: str, seed: int = 0) -> Any:
         return mol
     AllChem.MMFFOptimizeMolecule(full, maxIters=200)  # type: ignore[attr-defined]
     return full
+
+
+def _line(text: str) -> str:
+    """A name in one line, as lists of SMILES and SDF have them."""
+    return " ".join(text.split())
+
+
+def _value(text: str) -> str:
+    """A value of an SDF property: an empty line would end it, a line of dollars its record."""
+    lines = [f" {line}" if line.startswith(("$$$$", ">")) else line for line in text.splitlines() if line.strip()]
+    return "\n".join(lines)
 
 
 def _text(value: Any) -> str:

@@ -50,12 +50,12 @@ def test_molecules_are_written_as_they_were_made(tmp_path, conformers, monkeypat
     monkeypatch.setattr(three_d_command, "sample_molecules", lambda *_, **__: Made(broken, batch["mask"]))
     sample(str(tmp_path / "flow.safetensors"), num=4, out=str(tmp_path / "made.sdf"))
     told = capsys.readouterr().out
-    assert "wrote 3 of 4 molecules" in told and "molecules.png" in told and "report.html" in told
+    assert "wrote 3 of 4 molecules" in told and "made.png" in told and "made.html" in told
     read = list(Chem.SDMolSupplier(str(tmp_path / "made.sdf"), removeHs=False))
     assert [m.GetNumAtoms() for m in read] == batch["mask"].sum(-1)[:3].tolist()
     first = torch.tensor(read[0].GetConformer().GetPositions(), dtype=torch.float)
     assert (first - batch["x"]["pos"][0, : len(first)]).abs().max() < 1e-3
-    page = Path(tmp_path / "report.html").read_text()
+    page = Path(tmp_path / "made.html").read_text()
     assert "As the model made them" in page and "3Dmol" in page and "http://" not in page.split("<body")[0]
 
 

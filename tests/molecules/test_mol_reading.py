@@ -263,3 +263,26 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
             assert found.numbers("qed") == [0.1, 0.2, None]
     with pytest.raises(ValueError, match=r"end in \.smi, \.csv, \.sdf"):
         write_molecules(tmp_path / "a.xyz", smiles)
+
+
+def test_names_and_values_of_several_lines_do_not_break_what_is_written(tmp_path: Path) -> None:
+    smiles, names = ["CCO", "CCN"], ["two\nCN lines", "b"]
+    columns = {"a > b": ["x\n\n$$$$\n> <y>\nz", None]}
+    for name in ("a.smi", "a.csv", "a.sdf"):
+        write_molecules(tmp_path / name, smiles, names=names, columns=columns)
+        found = read_molecules(tmp_path / name)
+        assert found.smiles == smiles and not found.rejected
+        assert [" ".join(r.name.split()) for r in found.records] == ["two CN lines", "b"]
+    assert found.records[0].properties["a > b"] == "x\n $$$$\n > <y>\nz"
+
+
+def test_a_prepared_table_has_one_column_of_smiles(tmp_path: Path) -> None:
+    from manifoldflow.tasks.molecules.prepare_command import prepare
+
+    (tmp_path / "a.sdf").write_text(sdf("one", after="> <smiles>\nOCC\n\n> <name>\nother\n\n"))
+    prepare(str(tmp_path / "a.sdf"), str(tmp_path / "b.csv"))
+    lines = (tmp_path / "b.csv").read_text().splitlines()
+    assert lines == ["smiles,name,smiles_in_file,name_in_file", "CCO,one,OCC,other"]
+    prepare(str(tmp_path / "b.csv"), str(tmp_path / "c.sdf"))
+    prepare(str(tmp_path / "c.sdf"), str(tmp_path / "d.csv"))  # what is the same is not said twice
+    assert (tmp_path / "d.csv").read_text().splitlines()[0] == "smiles,name,smiles_in_file,name_in_file"
