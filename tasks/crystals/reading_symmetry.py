@@ -80,16 +80,15 @@ def _group_of(texts: tuple[str, ...], most: int) -> Operations:
     fresh = added(np.stack([g[0] for g in given]), np.stack([g[1] for g in given]))
     fresh += added(np.eye(3)[None], np.zeros((1, 3)))
     while fresh and len(found) <= most:
-        rotations, translations = (np.stack(part) for part in zip(*found.values(), strict=True))
+        rotations, translations = (np.stack(list(part)) for part in zip(*found.values(), strict=True))
         some = fresh[: max(1, 200_000 // len(found))]
-        new = [np.stack(part) for part in zip(*some, strict=True)]
+        new = [np.stack(list(part)) for part in zip(*some, strict=True)]
         turned = new[0][:, None] @ rotations  # those that came last, after each of all
         shifted = (new[0][:, None] @ translations[..., None])[..., 0] + new[1][:, None]
         fresh = fresh[len(some) :] + added(turned.reshape(-1, 3, 3), shifted.reshape(-1, 3))
     if len(found) > most:
         raise ValueError(f"the {len(texts)} symmetry operations are no space group: their products do not end")
-    rotations, translations = zip(*found.values(), strict=True)
-    return np.stack(rotations), np.stack(translations)
+    return np.stack([rotation for rotation, _ in found.values()]), np.stack([shift for _, shift in found.values()])
 
 
 def _modulo(translations: Any) -> Any:

@@ -97,7 +97,8 @@ def _behind(lines: list[str], counts: list[int]) -> list[str]:
     start = 6 + (lines[6].strip()[:1].lower() == "s")
     width = 6 if start == 7 else 3
     rows = [line.split() for line in lines[start + 1 : start + 1 + min(sum(counts), MOST_ATOMS)]]
-    symbols, at = [], 0
+    symbols: list[str] = []
+    at = 0
     for count in counts:
         found = {row[width] if len(row) > width else "" for row in rows[at : at + count]}
         if len(found) != 1 or not found <= _KNOWN:
