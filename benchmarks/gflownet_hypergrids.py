@@ -17,7 +17,7 @@ import torch
 import manifoldflow as mf
 from manifoldflow import gflownet as gf
 
-SECONDS = {(2, 8): 4.0, (2, 16): 8.0, (2, 32): 14.0, (4, 8): 20.0}
+SECONDS = {(2, 8): 4.0, (2, 16): 12.0, (2, 32): 20.0, (4, 8): 24.0}
 LOSSES = {
     "TB": (gf.trajectory_balance, {}),
     "DB": (gf.detailed_balance, {"flows": True}),

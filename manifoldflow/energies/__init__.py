@@ -3,13 +3,7 @@
 from manifoldflow.energies.annealing import cooling, reweighting
 from manifoldflow.energies.boltzmann import BoltzmannGenerator, Plain, Potential, Weighted, soften
 from manifoldflow.energies.controls import Control, CoordinateControl, MlpControl
-from manifoldflow.energies.diffusion import (
-    ControlledWalk,
-    DiffusionSampler,
-    ReferenceBack,
-    WeightedEnds,
-    bounded_balance,
-)
+from manifoldflow.energies.diffusion import DiffusionSampler, WeightedEnds, bounded_balance
 from manifoldflow.energies.energy import Energy, EnergyError, EnergyTimeout
 from manifoldflow.energies.estimates import bennett, effective_share, log_mean, log_mean_error, systematic
 from manifoldflow.energies.free_energy import Estimate, many_states, one_sided, two_sided
@@ -22,6 +16,7 @@ from manifoldflow.energies.rigid import RigidBodies
 from manifoldflow.energies.smc import Population, resampled, sequential_monte_carlo
 from manifoldflow.energies.sources import Ensemble, Product, Source
 from manifoldflow.energies.tempering import parallel_tempering
+from manifoldflow.energies.walks import ControlledBack, ControlledWalk, ReferenceBack
 
 __all__ = [
     "Base",
@@ -29,6 +24,7 @@ __all__ = [
     "Brownian",
     "ConstrainedMolecule",
     "Control",
+    "ControlledBack",
     "ControlledWalk",
     "CoordinateControl",
     "DiffusionSampler",

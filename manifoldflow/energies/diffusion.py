@@ -11,180 +11,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from manifoldflow.energies.controls import Control
 from manifoldflow.energies.energy import Energy
 from manifoldflow.energies.estimates import effective_share, log_mean, log_mean_error
 from manifoldflow.energies.moves import MALA_ACCEPTANCE, Base, hmc, tuned, walkers_at
-from manifoldflow.energies.references import Reference, Step, log_step
+from manifoldflow.energies.references import Reference
 from manifoldflow.energies.replay import Replay
-from manifoldflow.field import per_element
+from manifoldflow.energies.walks import ControlledBack, ControlledWalk, Guide, ReferenceBack, pairs
 from manifoldflow.gflownet.balance import Balance
 from manifoldflow.gflownet.losses import Loss, Scores, gap, trajectory_balance
 from manifoldflow.sampling.base import Trajectory
 from manifoldflow.sampling.simulate import simulate
-from manifoldflow.state import Move, State, expand_mask, fields, first_tensor, like, map_state
-
-
-class Guide(NamedTuple):
-    """The target at states of a trajectory: log-densities ``(T, B)`` and slopes."""
-
-    value: Tensor
-    slope: State
-
-
-class ControlledWalk(nn.Module):
-    r"""A reference process with a drift and a width that a network gives: the forward kernel.
-
-    With the reference's mean m and deviation :math:`\delta` a step is
-    :math:`y = \exp_x(m + \delta \sqrt{h / (1 - t)}\, a + \delta\, g\, \mathrm{clip}(\delta \nabla \log R) + \delta e^{w} \xi)`,
-    with the drift a, the width w and the gate g of the network.
-
-    Args:
-        reference: the process.
-        network: ``(x, t, slope) -> Control``.
-        energy: whose slope guides; None to learn without it.
-        clip: bound on what the slope moves, in deviations.
-        widest: bound on the log of the factor on the noise; 0 keeps the reference's.
-    """
-
-    def __init__(
-        self,
-        reference: Reference,
-        network: nn.Module,
-        energy: Energy | None = None,
-        *,
-        clip: float = 3.0,
-        widest: float = 1.0,
-    ) -> None:
-        super().__init__()
-        self.reference, self.network, self.energy = reference, network, energy
-        self.clip, self.widest = clip, widest
-
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> tuple[Guide, ...]:
-        """No guide yet."""
-        return ()
-
-    def control(self, x: State, t: Tensor, guide: Guide | None) -> Control:
-        """Of states ``(n, ...)`` at times ``(n,)``."""
-        return self.network(x, t, None if guide is None else guide.slope)
-
-    def law(self, x: State, t: Tensor, s: Tensor, control: Control, guide: Guide | None) -> dict[str, Step]:
-        """Mean tangent and deviation of the steps of all fields."""
-        made: dict[str, Step] = {}
-        urgency = ((s - t) / (1 - t).clamp_min(1e-9)).clamp(0, 1).sqrt()
-        for n, v in fields(x).items():
-            space = fields(self.reference.spaces)[n]
-            mean, deviation = self.reference.forward(n, v, t, s)
-            drift = control.drift[n]
-            u = expand_mask(deviation * urgency, drift) * drift
-            if guide is not None:
-                pull = expand_mask(deviation, drift) * fields(guide.slope)[n]
-                u = u + expand_mask(deviation * control.gate, drift) * clipped(space, v, pull, self.clip)
-            width = (self.widest * torch.tanh(control.width[n])).exp()
-            made[n] = (u if mean is None else u + mean, expand_mask(deviation, width) * width)
-        return made
-
-    def forward(
-        self,
-        x: State,
-        carry: tuple[Guide, ...],
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
-        wider: float = 0.0,
-        scored: bool = False,
-    ) -> Move:
-        """One step, with noise that is wider by a share for exploration; the carry gathers the guides, so that scoring asks the
-        energy nothing twice."""
-        count = len(first_tensor(x))
-        dtype = first_tensor(x).dtype
-        t, s = t.to(dtype).expand(count), s.to(dtype).expand(count)
-        guide = None if self.energy is None else Guide(*self.energy.value_and_gradient(x))
-        law, out = self.law(x, t, s, self.control(x, t, guide), guide), {}
-        for n, v in fields(x).items():
-            space, (mean, deviation) = fields(self.reference.spaces)[n], law[n]
-            noise = space.random_tangent(v, generator=generator)
-            scale = deviation if deviation.ndim == noise.ndim else expand_mask(deviation, noise)
-            u = (1 + wider) * scale * noise
-            out[n] = space.exp(v, u if mean is None else mean + u)
-        y = like(out, x)
-        gained = log_steps(self.reference.spaces, x, law, y) if scored else None
-        return Move(y, carry if guide is None else (*carry, guide), gained)
-
-    def log_prob(self, x: State, y: State, t: Tensor, s: Tensor, **given: Any) -> Tensor:
-        """Log-density of a given step, ``(B,)``."""
-        count = len(first_tensor(x))
-        t, s = t.expand(count), s.expand(count)
-        guide = None if self.energy is None else Guide(*self.energy.value_and_gradient(x))
-        return log_steps(self.reference.spaces, x, self.law(x, t, s, self.control(x, t, guide), guide), y)
-
-    def log_probs_of(self, trajectory: Trajectory) -> Tensor:
-        """Of all steps in one pass, ``(T, B)``; the carry of the trajectory may be the :class:`Guide`."""
-        return self.scored(trajectory)[0]
-
-    def scored(self, trajectory: Trajectory) -> tuple[Tensor, Tensor, Guide | None]:
-        """Log-densities of all steps, what the network adds to the log-flow where they begin, both ``(T, B)``, and the guide."""
-        before, after, t, s, count = pairs(trajectory)
-        guide = trajectory.carry if isinstance(trajectory.carry, Guide) else None
-        if self.energy is None:
-            guide = None
-        elif guide is None:
-            guide = Guide(*self.energy.value_and_gradient(before))
-            guide = Guide(*(map_state(lambda v: v.unflatten(0, (-1, count)), part) for part in guide))
-        flat = None if guide is None else Guide(*(map_state(lambda v: v.flatten(0, 1), part) for part in guide))
-        control = self.control(before, t, flat)
-        value = log_steps(self.reference.spaces, before, self.law(before, t, s, control, flat), after)
-        return value.view(-1, count), control.flow.view(-1, count), guide
-
-
-class ReferenceBack:
-    """The reference led back: the backward kernel, which has nothing to learn.
-
-    Args:
-        reference: the process.
-    """
-
-    def __init__(self, reference: Reference) -> None:
-        self.reference = reference
-
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def _law(self, x: State, t: Tensor, s: Tensor) -> dict[str, Step]:
-        return {n: self.reference.backward(n, v, t, s) for n, v in fields(x).items()}
-
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
-    ) -> Move:
-        count, dtype = len(first_tensor(x)), first_tensor(x).dtype
-        out = {}
-        for n, (mean, deviation) in self._law(x, t.to(dtype).expand(count), s.to(dtype).expand(count)).items():
-            space, v = fields(self.reference.spaces)[n], fields(x)[n]
-            noise = space.random_tangent(v, generator=generator)
-            u = expand_mask(deviation, noise) * noise
-            out[n] = space.exp(v, u if mean is None else mean + u)
-        return Move(like(out, x))
-
-    def log_prob(self, x: State, y: State, t: Tensor, s: Tensor, **given: Any) -> Tensor:
-        """Log-density of a given step, ``(B,)``; 0 of the certain one to the origin."""
-        count = len(first_tensor(x))
-        return log_steps(self.reference.spaces, x, self._law(x, t.expand(count), s.expand(count)), y)
-
-    def log_probs_of(self, trajectory: Trajectory) -> Tensor:
-        """Of all steps in one pass, ``(T, B)``."""
-        before, after, t, s, count = pairs(trajectory)
-        return log_steps(self.reference.spaces, before, self._law(before, t, s), after).view(-1, count)
+from manifoldflow.state import Move, State, first_tensor, like, map_state
 
 
 class Drawn(NamedTuple):
@@ -197,6 +34,32 @@ class Drawn(NamedTuple):
 
     trajectory: Trajectory
     log_reward: Tensor
+
+    def share(self, rank: int, world: int) -> "Drawn":
+        """Every world-th trajectory, for one of several processes."""
+        guide: Guide | None = self.trajectory.carry
+        if guide is not None:
+            guide = Guide(*(map_state(lambda v: v[:, rank::world], part) for part in guide))
+        mine = self.trajectory.share(rank, world)._replace(carry=guide)
+        return Drawn(mine, self.log_reward[rank::world])
+
+
+class Seed(NamedTuple):
+    """From which trajectories will be drawn with gradients.
+
+    Attributes:
+        size: number of them.
+        number: of the training step.
+        seed: of the draws.
+    """
+
+    size: int
+    number: int
+    seed: int
+
+    def share(self, rank: int, world: int) -> "Seed":
+        """As many as fall to one of several processes, by draws of its own."""
+        return Seed(len(range(rank, self.size, world)), self.number, (self.seed + rank * 7919) % 2**31)
 
 
 class WeightedEnds(NamedTuple):
@@ -253,10 +116,12 @@ class DiffusionSampler(Balance):
         search_moves: Langevin moves of a search.
         search_size: chains of a search.
         capacity, sharpness: of the :class:`Replay`.
-        anneal_steps: with ``"kl"``, until which step the target is :math:`R^\beta p_1^{1 - \beta}` with the reference's law
-            :math:`p_1` at time 1 and a :math:`\beta` that rises from 1e-4 to 1: the divergence drops what it cannot follow yet.
+        anneal_steps, anneal_from: with ``"kl"``, until which step the target is :math:`R^\beta p_1^{1 - \beta}` with the law
+            :math:`p_1` of the reference as given, at time 1, and a :math:`\beta` that rises from ``anneal_from`` to 1: the
+            divergence drops what it cannot follow yet.
         clip, widest: of :class:`ControlledWalk`.
         z_rate: how many times faster than the rest log Z learns.
+        back: network of the way back, as the other but without slopes; without one it is the reference's.
     """
 
     def __init__(
@@ -277,9 +142,11 @@ class DiffusionSampler(Balance):
         capacity: int = 20_000,
         sharpness: float = 0.1,
         anneal_steps: int = 0,
+        anneal_from: float = 1e-4,
         clip: float = 3.0,
         widest: float = 1.0,
         z_rate: float = 100.0,
+        back: nn.Module | None = None,
     ) -> None:
         if not 0 <= replayed < 1 or explore < 0:
             raise ValueError(f"replayed must lie in [0, 1) and explore be at least 0, got {replayed} and {explore}")
@@ -287,8 +154,9 @@ class DiffusionSampler(Balance):
         by_divergence = isinstance(loss, str)
         if by_divergence and loss != "kl":
             raise ValueError(f"loss must be a function of Scores or 'kl', got {loss!r}")
+        way_back = ReferenceBack(reference) if back is None else ControlledBack(reference, back, widest=widest)
         super().__init__(
-            walk, ReferenceBack(reference), energy, reference.start, times,
+            walk, way_back, energy, reference.start, times,
             log_start=reference.log_start, loss=trajectory_balance if by_divergence else loss, z_rate=z_rate,  # type: ignore[arg-type]
         )  # fmt: skip
         self.energy, self.reference, self.by_divergence = energy, reference, by_divergence
@@ -296,7 +164,7 @@ class DiffusionSampler(Balance):
         self.replayed = 0.0 if by_divergence else replayed
         self.search_every, self.search_moves, self.search_size = search_every, search_moves, search_size
         self.log_z_known = False
-        self.anneal_steps = anneal_steps if by_divergence else 0
+        self.anneal_steps, self.anneal_from = anneal_steps if by_divergence else 0, anneal_from
         self.replay = Replay(capacity, sharpness)
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
         self.search_step = torch.tensor(0.1)
@@ -336,7 +204,8 @@ class DiffusionSampler(Balance):
         number = int(counter)
         counter.fill_(number + 1)
         if self.by_divergence:
-            return torch.cat([torch.tensor([size, number]), torch.randint(2**31, (1,), generator=generator)])
+            host = "cpu" if generator is None else generator.device
+            return Seed(size, number, int(torch.randint(2**31, (), generator=generator, device=host)))
         with torch.no_grad():
             if self.search_every and number % self.search_every == self.search_every - 1:
                 self.search(generator)
@@ -430,12 +299,13 @@ class DiffusionSampler(Balance):
         """The loss of trajectories, however they were drawn; the divergence of a seed."""
         if not self.by_divergence:
             return {"balance": self.loss(self.scores(drawn))}
-        size, number, seed = drawn.tolist()
+        size, number, seed = drawn
         made = self._walk(size, torch.Generator(self.log_z.device).manual_seed(seed), scored=True)
         reward = self.energy(made.end)
         if number < self.anneal_steps:
-            beta = 1e4 ** ((number + 1) / self.anneal_steps - 1)  # evenly in its logarithm: energies begin far too large
-            reward = beta * reward + (1 - beta) * self.reference.log_marginal(made.end, torch.ones_like(reward))
+            # evenly in its logarithm: energies begin far too large
+            beta = self.anneal_from ** (1 - (number + 1) / self.anneal_steps)
+            reward = beta * reward + (1 - beta) * self.reference.log_given(made.end)
         off = self._gap(made, reward)
         return {"divergence": off.mean() + 0.0 * self.log_z}
 
@@ -488,32 +358,6 @@ class _Kept:
     def __call__(self, x: State, carry: Any, t: Tensor, s: Tensor, **given: Any) -> Move:
         move = self.walk(x, carry, t, s, wider=self.wider, scored=self.scored, **given)
         return move if self.scored else move._replace(log_prob=first_tensor(x).new_zeros(()))
-
-
-def pairs(trajectory: Trajectory) -> tuple[State, State, Tensor, Tensor, int]:
-    """All steps of a trajectory side by side: where they begin and end ``(T B, ...)``, their times ``(T B,)``, and B."""
-    before = map_state(lambda v: v[:-1].flatten(0, 1), trajectory.states)
-    after = map_state(lambda v: v[1:].flatten(0, 1), trajectory.states)
-    first = first_tensor(trajectory.states)
-    times = trajectory.times.to(first.dtype)
-    count = first.shape[1]
-    return before, after, times[:-1].repeat_interleave(count), times[1:].repeat_interleave(count), count
-
-
-def log_steps(spaces: Any, x: State, law: dict[str, Step], y: State) -> Tensor:
-    """Log-density of the steps of all fields together, ``(n,)``."""
-    total: Any = 0.0
-    for n, v in fields(x).items():
-        total = total + per_element(log_step(fields(spaces)[n], v, law[n], fields(y)[n]), None, v)
-    return total
-
-
-def clipped(space: Any, x: Tensor, u: Tensor, most: float) -> Tensor:
-    """Tangents no longer than ``most``: on flat space every coordinate, elsewhere the whole."""
-    if space.is_linear:
-        return u.clamp(-most, most)
-    length = space.inner(x, u, u).clamp_min(1e-12).sqrt()
-    return expand_mask((most / length).clamp_max(1.0), u) * u
 
 
 LossOfScores = Callable[[Scores], Tensor]

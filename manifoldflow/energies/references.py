@@ -8,17 +8,17 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from manifoldflow.field import per_element
-from manifoldflow.state import State, expand_mask, fields, like
+from manifoldflow.state import State, expand_mask, fields, first_tensor, like
 
 Step = tuple[Tensor | None, Tensor]
 """Mean tangent, None for 0, and standard deviation ``(n,)``; 0 where the step is certain."""
 
 
-class Reference:
-    """A process whose reversal is known.
+class Reference(nn.Module):
+    """A process whose reversal is known; what is learned of it is its parameters.
 
     Args:
         spaces: manifold of the state, or a dict of them.
@@ -26,6 +26,7 @@ class Reference:
     """
 
     def __init__(self, spaces: Any, sizes: dict[str, tuple[int, ...]] | None = None) -> None:
+        super().__init__()
         self.spaces, self.sizes = spaces, sizes or {}
 
     def start(self, count: int, *, generator: torch.Generator | None = None, like_: Tensor | None = None) -> State:
@@ -43,6 +44,11 @@ class Reference:
     def log_marginal(self, x: State, t: Tensor) -> Tensor:
         """Log-density of states at times t ``(n,)``, ``(n,)``; what the flow of states is measured from."""
         return sum(per_element(self._log_marginal(n, v, t), None, v) for n, v in fields(x).items())  # type: ignore[return-value]
+
+    def log_given(self, x: State) -> Tensor:
+        """Log-density ``(B,)`` at time 1 of the process as it was given: where annealing begins. If that were learned, too, it
+        would walk off with the target to one of its modes."""
+        return self.log_marginal(x, torch.ones_like(first_tensor(x).flatten(1)[:, 0]))
 
     def forward(self, name: str, x: Tensor, t: Tensor, s: Tensor) -> Step:
         """The step of a field from t to s > t."""
@@ -113,12 +119,14 @@ class OrnsteinUhlenbeck(Reference):
     r"""The process :math:`dx = -\lambda x\, dt + s \sqrt{2 \lambda}\, dW` in its stationary law :math:`N(0, s^2)`: the noising of
     variance-preserving diffusions, which denoising diffusion samplers turn round (Vargas, Grathwohl & Doucet 2023).
 
-    Its steps are exact, :math:`y = e^{-\lambda h} x + s \sqrt{1 - e^{-2 \lambda h}}\, \xi`, and the same either way.
+    Its steps are exact, :math:`y = e^{-\lambda h} x + s \sqrt{1 - e^{-2 \lambda h}}\, \xi`, and the same either way. The centre
+    is the origin; if the process is learned, then a centre, a scale and a rate of every coordinate are, from the given ones on.
 
     Args:
         spaces: flat manifold of the state, or a dict of them.
         scale: s, a number or one a field.
         rate: :math:`\lambda`; what is left of the start at the end is :math:`e^{-\lambda}`.
+        learned: centre, scale and rate are parameters.
         sizes: batch shapes of the fields behind the samples.
 
     Raises:
@@ -131,31 +139,60 @@ class OrnsteinUhlenbeck(Reference):
         scale: float | dict[str, float],
         rate: float = 4.0,
         sizes: dict[str, tuple[int, ...]] | None = None,
+        *,
+        learned: bool = False,
     ) -> None:
         super().__init__(spaces, sizes)
         self.scale = scale if isinstance(scale, dict) else dict.fromkeys(fields(spaces), float(scale))
-        self.rate = rate
+        self.rate, self.learned = rate, learned
         if not all(s > 0 for s in self.scale.values()) or not rate > 0:
             raise ValueError(f"OrnsteinUhlenbeck: scale and rate must be positive, got {scale} and {rate}")
         if not all(s.is_linear for s in fields(spaces).values()):
             raise ValueError("OrnsteinUhlenbeck is for flat space; elsewhere use Brownian")
+        # a row each for the centre, and the logarithms of the factors on scale and rate
+        self.own = nn.ParameterDict(
+            {n: torch.zeros(3, *self.sizes.get(n, ()), s.dim) for n, s in fields(spaces).items()} if learned else {}
+        )
+
+    def log_given(self, x: State) -> Tensor:
+        total: Any = 0.0
+        for n, v in fields(x).items():
+            total = total + per_element(normal_log_prob(v, v.new_zeros(()), v.new_tensor(self.scale[n])), None, v)
+        return total
+
+    def _law(self, name: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Centre, scale and rate: numbers, or those of every coordinate."""
+        if self.learned:
+            centre, scale, rate = self.own[name].to(x)
+            return self.scale[name] * centre, self.scale[name] * scale.exp(), self.rate * rate.exp()
+        return x.new_zeros(()), x.new_tensor(self.scale[name]), x.new_tensor(self.rate)
 
     def forward(self, name: str, x: Tensor, t: Tensor, s: Tensor) -> Step:
-        h = self.rate * (s - t).abs()
-        return expand_mask(torch.expm1(-h), x) * x, self.scale[name] * (-torch.expm1(-2 * h)).sqrt()
+        centre, scale, rate = self._law(name, x)
+        h = (s - t).abs()
+        h = rate * (expand_mask(h, x) if self.learned else h)
+        return expand_mask(torch.expm1(-h), x) * (x - centre), scale * (-torch.expm1(-2 * h)).sqrt()
 
     def backward(self, name: str, x: Tensor, t: Tensor, s: Tensor) -> Step:
         return self.forward(name, x, t, s)
 
     def _start(self, name: str, shape: tuple[int, ...], generator: Any, dtype: Any, device: Any) -> Tensor:
         event = fields(self.spaces)[name].event_shape
-        return self.scale[name] * torch.randn(*shape, *event, generator=generator, dtype=dtype, device=device)
+        noise = torch.randn(*shape, *event, generator=generator, dtype=dtype, device=device)
+        centre, scale, _ = self._law(name, noise)
+        return centre + scale * noise
 
     def _log_start(self, name: str, x: Tensor) -> Tensor:
-        return fields(self.spaces)[name].log_wrapped_normal(torch.zeros_like(x), x, self.scale[name])
+        centre, scale, _ = self._law(name, x)
+        return normal_log_prob(x, centre, scale)
 
     def _log_marginal(self, name: str, x: Tensor, t: Tensor) -> Tensor:
         return self._log_start(name, x)
+
+
+def normal_log_prob(x: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    """Log-density of independent normal coordinates, ``(...)`` of ``(..., d)``."""
+    return (-0.5 * ((x - centre) / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
 def log_step(space: Any, x: Tensor, step: Step, y: Tensor) -> Tensor:
@@ -171,7 +208,7 @@ def log_step(space: Any, x: Tensor, step: Step, y: Tensor) -> Tensor:
     if space.is_linear:
         off = y - x if mean is None else y - x - mean
         scale = safe if safe.ndim == off.ndim else expand_mask(safe, off)
-        value = (-0.5 * (off / scale).square() - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        value = normal_log_prob(off, off.new_zeros(()), scale)
         certain = deviation <= 0
         certain = certain.all(-1) if deviation.ndim == off.ndim else expand_mask(certain, value)
         return torch.where(certain, 0.0, value)

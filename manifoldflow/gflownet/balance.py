@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from manifoldflow.field import per_element
 from manifoldflow.gflownet.losses import Loss, Scores, trajectory_balance
-from manifoldflow.sampling.base import Kernel, Trajectory
+from manifoldflow.sampling.base import Kernel, Memoryless, Trajectory
 from manifoldflow.sampling.simulate import simulate
 from manifoldflow.state import Move, State, bare, fields, first_tensor, like, map_state, where_mask
 
@@ -142,7 +142,7 @@ def check_reward(value: Tensor, like_: Tensor) -> Tensor:
     return value.to(like_.dtype)
 
 
-class PinnedBridge:
+class PinnedBridge(Memoryless):
     r"""Leads a diffusion back to the point in which it began: Brownian motion given both ends.
 
     From x at time t back to s < t on flat space: normal with mean :math:`x_0 + \frac{s}{t} (x - x_0)` and variance
@@ -163,23 +163,12 @@ class PinnedBridge:
             raise ValueError("PinnedBridge is for flat space; elsewhere start uniformly and walk back without drift")
         self.spaces, self.origin, self.scale = spaces, origin, scale
 
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
     def _law(self, x: State, t: Tensor, s: Tensor) -> tuple[State, Tensor]:
         mean = map_state(lambda a, o: o + (s / t) * (a - o), x, like(fields(self.origin), x))
         return mean, self.scale * (s * (t - s) / t).clamp_min(0).sqrt()
 
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
         mean, spread = self._law(x, t, s)
 
@@ -189,17 +178,7 @@ class PinnedBridge:
 
         return Move(map_state(noisy, mean, x))
 
-    def log_prob(
-        self,
-        x: State,
-        y: State,
-        t: Tensor,
-        s: Tensor,
-        *,
-        carry: Any = None,
-        mask: Tensor | None = None,
-        cond: Any = None,
-    ) -> Tensor:
+    def _log_prob(self, x: State, y: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
         """Log-density of the step, ``(B,)``; 0 of the certain one to the origin."""
         mean, spread = self._law(x, t, s)
         safe = torch.where(spread > 0, spread, 1.0)

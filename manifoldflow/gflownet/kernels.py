@@ -8,6 +8,7 @@ from torch import Tensor
 
 from manifoldflow.gflownet.env import Env
 from manifoldflow.gflownet.rollout import distinct, is_repeated
+from manifoldflow.sampling.base import Memoryless
 from manifoldflow.state import Move, State, first_tensor, map_cond, map_state
 
 Logits = Callable[..., Tensor]
@@ -16,7 +17,7 @@ FEW = 64
 """Batches below this many are stepped whole; in larger ones, on the host, what is done is left out."""
 
 
-class _Policy:
+class _Policy(Memoryless):
     """What both directions share: masked logits, draws, and the score of given moves.
 
     Steps carry the action just taken, -1 where nothing moved. On the host trajectories end when all are done; elsewhere looking
@@ -78,19 +79,8 @@ class _Policy:
             return self.logits(map_state(lambda v: v[some[0]], x))[some[1]]
         return self.logits(x)
 
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
         allowed = self.mask(x)
         moves, size = allowed.any(-1), allowed.shape[0]
@@ -118,17 +108,7 @@ class _Policy:
         clock = torch.empty_like(logits, memory_format=torch.contiguous_format).exponential_(generator=generator).log_()
         return torch.where(allowed, logits - clock, -torch.inf).argmax(-1)
 
-    def log_prob(
-        self,
-        x: State,
-        y: State,
-        t: Tensor,
-        s: Tensor,
-        *,
-        carry: Any = None,
-        mask: Tensor | None = None,
-        cond: Any = None,
-    ) -> Tensor:
+    def _log_prob(self, x: State, y: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
         """Log-probability ``(B,)`` of the given moves; 0 where nothing moved."""
         value = self.log_odds(x, cond).gather(1, self.action(x, y).unsqueeze(1)).squeeze(1)
         return torch.where(self.env.same(x, y), 0.0, value)

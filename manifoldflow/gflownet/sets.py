@@ -91,14 +91,34 @@ class ItemSets(Env):
             return hashed(x)
         return (x * 2 ** torch.arange(self.actions, device=x.device)).sum(-1)
 
+    def _sums(self) -> Tensor:
+        """Log of the sum of the rewards of all choices of k among the first i items, ``(n + 1, size + 1)``: the elementary
+        symmetric polynomials."""
+        log_e = torch.full((self.actions + 1, self.size + 1), -torch.inf, dtype=torch.float64)
+        log_e[:, 0] = 0.0
+        for i, value in enumerate((-self.energy).tolist()):
+            log_e[i + 1, 1:] = torch.logaddexp(log_e[i, 1:], log_e[i, :-1] + value)
+        return log_e
+
     @property
     def log_z(self) -> float:
-        """The exact logarithm of the sum of all rewards: an elementary symmetric polynomial."""
-        log_e = torch.full((self.size + 1,), -torch.inf, dtype=torch.float64)
-        log_e[0] = 0.0
-        for value in (-self.energy).tolist():
-            log_e[1:] = torch.logaddexp(log_e[1:], log_e[:-1] + value)
-        return float(log_e[-1])
+        """The exact logarithm of the sum of all rewards."""
+        return float(self._sums()[-1, -1])
+
+    def exact(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Objects of the exact law R / Z, independent of each other: what a perfect GFlowNet would make.
+
+        Args:
+            count: number of them.
+            generator: of the draws.
+        """
+        log_e, left = self._sums(), torch.full((count,), self.size)
+        x = torch.zeros(count, self.actions, dtype=torch.bool)
+        for i in reversed(range(self.actions)):  # the last item first, given how many are still to choose
+            share = log_e[i, (left - 1).clamp_min(0)] - float(self.energy[i]) - log_e[i + 1, left]
+            takes = (left > 0) & (torch.rand(count, generator=generator, dtype=torch.float64).log() < share)
+            x[:, i], left = takes, left - takes.long()
+        return x
 
     def best(self, count: int = 1) -> Tensor:
         """The largest rewards of ``count`` different sets, falling, float64: exact, by a search that takes the best first."""

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from manifoldflow.distributions import WrappedNormal
 from manifoldflow.manifolds.base import Manifold
 from manifoldflow.nn import Coordinates, TangentMLP
+from manifoldflow.sampling.base import Memoryless
 from manifoldflow.state import Move
 
 
-class WrappedSteps(nn.Module):
+class WrappedSteps(Memoryless, nn.Module):
     r"""Steps :math:`y \sim \mathrm{WrappedNormal}(\exp_x f(x, t), \sigma(x, t))`: a kernel with exact log-densities.
 
     On tori, spheres, rotations, flat space: wherever there is a wrapped normal density. Two of them, one forward and one that
@@ -60,36 +61,14 @@ class WrappedSteps(nn.Module):
         raw = self.spread(torch.cat(seen if cond is None else [*seen, cond], -1)).squeeze(-1)
         return WrappedNormal(self.space, scale=self.scale * (math.log(self.range) * raw.tanh()).exp(), mean=centre)
 
-    def start(self, x: Tensor, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def forward(
-        self,
-        x: Tensor,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: Tensor, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
-        """One step."""
         y = self.law(x, t, cond).sample((x.shape[0],), generator=generator, dtype=x.dtype, device=x.device)
         return Move(y)
 
-    def log_prob(
-        self,
-        x: Tensor,
-        y: Tensor,
-        t: Tensor,
-        s: Tensor,
-        *,
-        carry: Any = None,
-        mask: Tensor | None = None,
-        cond: Any = None,
-    ) -> Tensor:
-        """Log-density of given steps by the volume of the space, ``(B,)``."""
+    def _log_prob(self, x: Tensor, y: Tensor, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
+        """Log-density by the volume of the space."""
         return self.law(x, t, cond).log_prob(y)
 
     def log_probs_of(self, trajectory: Any, *, cond: Any = None) -> Tensor:

@@ -1,6 +1,7 @@
 """A trained kernel tuned to a reward: relative trajectory balance."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,9 @@ class RelativeBalance(Balance):
             prior.requires_grad_(False)
         self.beta, self.cond = beta, cond
 
+    before: Tensor | None = None
+    """Times of the steps that come before the tuned ones, where a flow is tuned from a later time on."""
+
     @classmethod
     def of_flow(
         cls,
@@ -66,6 +70,7 @@ class RelativeBalance(Balance):
         steps: int = 20,
         method: Any = "euler",
         cond: Tensor | None = None,
+        since: float = 0.0,
         until: float | None = None,
         **options: Any,
     ) -> "RelativeBalance":
@@ -77,6 +82,9 @@ class RelativeBalance(Balance):
             shape: of a sample's nodes, ``(100,)`` for sequences of 100 tokens.
             steps, method: as for :meth:`manifoldflow.Flow.sample`.
             cond: one condition for all, with a first axis of 1.
+            since: first time that is tuned; what is before it stays the flow's own, ``model.before`` its grid. Noisy steps of an
+                interpolant have next to no noise near t = 0: their log-probabilities there vary a hundred times as much as in the
+                middle, which drowns what the reward has to say, so begin at 0.1 or so.
             until: last time. The last of noisy steps, to t = 1, draws nothing and has no density, so they end at 0.98 if absent,
                 and the reward is that of the states there (``model.sample``, ``model.flow.sample(times=model.times)``). Jumps
                 end at 1.
@@ -89,15 +97,27 @@ class RelativeBalance(Balance):
         frozen = copy.deepcopy(flow).eval()
         if until is None:
             until = 1.0 if all(path.jumps for path in flow.path.values()) else 0.98
-        return cls(
+        if not 0 <= since < until:
+            raise ValueError(f"of_flow: since must lie between 0 and until = {until:g}, got {since}")
+        before = since * flow.time_grid(max(1, math.ceil(since * steps)))
+
+        def start(count: int) -> State:
+            if not since:
+                return frozen.draw_source((count, *shape))
+            given = None if cond is None else cond.expand(count, *cond.shape[1:])
+            return frozen.sample((count, *shape), times=before, method=method, cond=given)
+
+        made = cls(
             FlowSteps(copy.deepcopy(flow).eval(), method),
             FlowSteps(frozen, method),
             log_reward,
-            lambda n: frozen.draw_source((n, *shape)),
-            flow.time_grid(steps) * until,
+            start,
+            since + (until - since) * flow.time_grid(steps),
             cond=cond,
             **options,
         )
+        made.before = before if since else before[:1]
+        return made
 
     @property
     def flow(self) -> Flow:

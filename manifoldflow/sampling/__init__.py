@@ -1,7 +1,7 @@
 """Sampling: the loop, kernels, integrators, time grids, likelihoods and stochastic samplers."""
 
 from manifoldflow.sampling.adaptive import Adaptive
-from manifoldflow.sampling.base import Kernel, Trajectory, trajectory_log_prob
+from manifoldflow.sampling.base import Kernel, Memoryless, Trajectory, trajectory_log_prob
 from manifoldflow.sampling.corrector import PredictorCorrector
 from manifoldflow.sampling.kernel import FlowKernel
 from manifoldflow.sampling.kernels import OdeKernel, RandomWalk, ode_kernel
@@ -18,6 +18,7 @@ __all__ = [
     "Adaptive",
     "FlowKernel",
     "Kernel",
+    "Memoryless",
     "Move",
     "OdeKernel",
     "PredictorCorrector",

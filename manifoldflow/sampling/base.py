@@ -73,6 +73,49 @@ class Kernel(Protocol):
         """
 
 
+class Memoryless:
+    """A kernel whose steps need nothing of the step before: a subclass writes ``_move``, and ``_log_prob`` if there is one."""
+
+    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
+        """Nothing is carried."""
+
+    def __call__(
+        self,
+        x: State,
+        carry: Any,
+        t: Tensor,
+        s: Tensor,
+        *,
+        mask: Tensor | None = None,
+        cond: Any = None,
+        generator: torch.Generator | None = None,
+    ) -> Move:
+        """One step, see :class:`Kernel`."""
+        return self._move(x, t, s, mask, cond, generator)
+
+    def log_prob(
+        self,
+        x: State,
+        y: State,
+        t: Tensor,
+        s: Tensor,
+        *,
+        carry: Any = None,
+        mask: Tensor | None = None,
+        cond: Any = None,
+    ) -> Tensor:
+        """Log-probability ``(B,)`` of the given step, see :meth:`Kernel.log_prob`."""
+        return self._log_prob(x, y, t, s, mask, cond)
+
+    def _move(
+        self, x: Any, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
+    ) -> Move:
+        raise NotImplementedError
+
+    def _log_prob(self, x: Any, y: Any, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no log-probability in closed form")
+
+
 class Trajectory(NamedTuple):
     """States at all times of a grid.
 
@@ -108,7 +151,7 @@ class Trajectory(NamedTuple):
         return Trajectory(like({n: v.flip(0) for n, v in fields(self.states).items()}, self.states), self.times.flip(0))
 
 
-class PlainKernel:
+class PlainKernel(Memoryless):
     """A function ``(x, t, s, *, mask, cond, generator) -> state`` as a kernel without memory.
 
     Args:
@@ -118,28 +161,12 @@ class PlainKernel:
     def __init__(self, function: Callable[..., State]) -> None:
         self.function = function
 
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
         return Move(self.function(x, t, s, mask=mask, cond=cond, generator=generator))
 
-    def log_prob(self, *_: Any, **__: Any) -> Tensor:
-        """Not known of a plain function.
-
-        Raises:
-            TypeError: always.
-        """
+    def _log_prob(self, x: State, y: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
         raise TypeError("a plain function is a kernel without log-probabilities; write a class with start and log_prob")
 
 

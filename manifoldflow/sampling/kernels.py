@@ -8,12 +8,13 @@ from torch import Tensor
 
 from manifoldflow.field import per_element
 from manifoldflow.manifolds.base import expand_time
+from manifoldflow.sampling.base import Memoryless
 from manifoldflow.sampling.steps import Step, Velocity, get_step
 from manifoldflow.sampling.volume import log_volume_change
 from manifoldflow.state import Move, State, fields, first_tensor, like, where_mask
 
 
-class OdeKernel:
+class OdeKernel(Memoryless):
     """Integrates ``velocity(x, t) -> tangent state``.
 
     Its steps are maps; their log-probability is minus the log of the factor by which they stretch volumes, so that the sum over
@@ -28,33 +29,12 @@ class OdeKernel:
     def __init__(self, velocity: Velocity, spaces: Any, method: str | Step = "euler") -> None:
         self.velocity, self.spaces, self.step = velocity, spaces, get_step(method)
 
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
         return Move(self.step(self.velocity, self.spaces, x, t, s))
 
-    def log_prob(
-        self,
-        x: State,
-        y: State,
-        t: Tensor,
-        s: Tensor,
-        *,
-        carry: Any = None,
-        mask: Tensor | None = None,
-        cond: Any = None,
-    ) -> Tensor:
+    def _log_prob(self, x: State, y: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
         """Minus the log of the volume factor of the step at ``x``; ``y`` is taken to be where it leads."""
         return -log_volume_change(lambda at: self.step(self.velocity, self.spaces, at, t, s), self.spaces, x, mask=mask)
 
@@ -64,7 +44,7 @@ def ode_kernel(velocity: Callable[..., State], spaces: Any, method: str | Step =
     return OdeKernel(velocity, spaces, method)
 
 
-class RandomWalk:
+class RandomWalk(Memoryless):
     r"""Geodesic random walk :math:`y = \exp_x(h\, b(x, t) + \sigma \sqrt{|h|}\, \xi)`, h = s - t, on every field.
 
     Where the manifold has walls exp is reflected there, and so is the walk. As steps shrink it is the diffusion
@@ -81,19 +61,8 @@ class RandomWalk:
     ) -> None:
         self.spaces, self.scale, self.drift = spaces, scale, drift
 
-    def start(self, x: State, *, mask: Tensor | None = None, cond: Any = None) -> None:
-        """Nothing is carried."""
-
-    def __call__(
-        self,
-        x: State,
-        carry: Any,
-        t: Tensor,
-        s: Tensor,
-        *,
-        mask: Tensor | None = None,
-        cond: Any = None,
-        generator: torch.Generator | None = None,
+    def _move(
+        self, x: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any, generator: torch.Generator | None
     ) -> Move:
         sigma, means = self._law(x, t, s)
         out = {}
@@ -104,17 +73,7 @@ class RandomWalk:
             out[n] = where_mask(mask, space.exp(value, u if means is None else means[n] + u), value)
         return Move(like(out, x))
 
-    def log_prob(
-        self,
-        x: State,
-        y: State,
-        t: Tensor,
-        s: Tensor,
-        *,
-        carry: Any = None,
-        mask: Tensor | None = None,
-        cond: Any = None,
-    ) -> Tensor:
+    def _log_prob(self, x: State, y: State, t: Tensor, s: Tensor, mask: Tensor | None, cond: Any) -> Tensor:
         """Log-density of the step, the images that lead to ``y`` around closed geodesics or off walls added up, ``(B,)``."""
         sigma, means = self._law(x, t, s)
         total: Any = 0.0

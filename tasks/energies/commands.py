@@ -31,7 +31,7 @@ TRAINING = TrainConfig(
 
 def train(
     target: str,
-    method: Literal["tb", "dgfs", "vargrad", "pis", "dds", "boltzmann"] = "tb",
+    method: Literal["tb", "dgfs", "vargrad", "pis", "dds", "adaptive", "boltzmann"] = "tb",
     out: str | None = None,
     space: str | None = None,
     scale: float | None = None,
@@ -53,8 +53,9 @@ def train(
     Args:
         target: mixture9, funnel, manywell, torsion, sphere3, rotations2, alanine, ice, or an energy of yours:
             `module:function` or `file.py:function`, which takes states `(B, ...)` and returns energies `(B,)` in kT.
-        method: `tb` (trajectory balance, replay buffer, local search), `dgfs`, `vargrad`, `pis`, `dds`, or `boltzmann` (a
-            normalising flow: alanine and ice alone, with their own settings, see tasks/energies/README.md).
+        method: `tb` (trajectory balance, replay buffer, local search), `dgfs`, `vargrad`, `pis`, `dds`, `adaptive`
+            (few steps with a learned way back), or `boltzmann` (a normalising flow: alanine and ice alone, with their own
+            settings, see tasks/energies/README.md).
         out: folder of the run; `runs/energies/TARGET_METHOD` by default.
         space: of an energy of yours: euclidean:D, torus:D (radians), sphere:D or so3.
         scale: a length that reaches over the target.

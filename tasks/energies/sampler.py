@@ -22,7 +22,7 @@ from manifoldflow.tasks.common.runs import configured
 from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.energies.targets import TARGETS, Target, load_target, space_of
 
-Method = Literal["tb", "dgfs", "vargrad", "pis", "dds"]
+Method = Literal["tb", "dgfs", "vargrad", "pis", "dds", "adaptive"]
 
 
 @dataclass
@@ -32,7 +32,8 @@ class SamplerConfig:
     Args:
         method: ``tb`` (trajectory balance with exploration, buffer and local search), ``dgfs`` (balance of all pieces of
             trajectories, with a learned flow), ``vargrad`` (the batch's own log Z), ``pis`` (reverse divergence, Brownian
-            reference), ``dds`` (reverse divergence, Ornstein-Uhlenbeck reference).
+            reference), ``dds`` (reverse divergence, Ornstein-Uhlenbeck reference), ``adaptive`` (the same in few steps, with a
+            learned way back, wide bounds on the noise, and a learned centre, scale and rate of the reference).
         steps: of the diffusion.
         power: of the time grid; above 1 the last steps are the shortest.
         sigma: length of the reference's noise in all.
@@ -44,15 +45,18 @@ class SamplerConfig:
         search_every, search_moves: local search.
         sharpness: of the buffer's preference for good states; large for none.
         seed_calls: energy calls of a tempered Monte Carlo run whose states fill the buffer first; they count with the training's.
-        anneal_steps: of ``pis`` and ``dds``, until when the target is between the reference's law and its own.
+        anneal_steps, anneal_from: of ``pis``, ``dds`` and ``adaptive``, until when the target is between the reference's law and
+            its own, and how little of its own it begins with.
         widest: bound on the log of the factor on the noise.
+        learned_back: the way back has a network of its own.
+        learned_reference: centre, scale and rate of an Ornstein-Uhlenbeck reference are learned, for every coordinate.
         bound: gap of balance beyond which the loss of a trajectory grows linearly only.
         target, space, scale: what it was trained on.
     """
 
     method: Method = "tb"
-    steps: int = 50
-    power: float = 2.0
+    steps: int | None = None
+    power: float | None = None
     sigma: float | None = None
     network: Literal["mlp", "coordinates"] = "mlp"
     width: int = 64
@@ -66,7 +70,10 @@ class SamplerConfig:
     sharpness: float = 0.1
     seed_calls: int = 0
     anneal_steps: int = 0
-    widest: float = 1.0
+    anneal_from: float = 1e-4
+    widest: float | None = None
+    learned_back: bool | None = None
+    learned_reference: bool | None = None
     bound: float = 50.0
     target: str = ""
     space: str | None = None
@@ -78,29 +85,34 @@ def make(config: SamplerConfig, target: Target, *, timeout: float = 0.0) -> Diff
     space, scale = target.space, config.sigma or target.scale
     slow = config.method in ("dgfs", "pis", "dds")  # these learn from slopes
     guided = slow if config.guided is None else config.guided
+    adaptive = config.method == "adaptive"
+    learned_back = adaptive if config.learned_back is None else config.learned_back
+    learned_reference = adaptive if config.learned_reference is None else config.learned_reference
     reference: Any = Brownian(space, scale)
-    if config.method == "dds":
-        reference = OrnsteinUhlenbeck(space, scale)
-    network: Any = (
-        CoordinateControl(space, scale, width=config.width, depth=config.depth, sloped=guided)
-        if config.network == "coordinates"
-        else MlpControl(space, scale, width=config.width, depth=config.depth, sloped=guided)
-    )
+    if config.method in ("dds", "adaptive"):
+        reference = OrnsteinUhlenbeck(space, scale, learned=learned_reference)
     loss: Any = {
         "tb": bounded_balance(config.bound),
         "dgfs": gf.subtrajectory_balance(1.0),
         "vargrad": bounded_balance(config.bound, learned=False),
-        "pis": "kl",
-        "dds": "kl",
-    }[config.method]
+    }.get(config.method, "kl")
     local = config.method in ("tb", "vargrad")
+    times = grid(config.steps or (8 if adaptive else 50), config.power or (1.0 if adaptive else 2.0))
+    widest = config.widest if config.widest is not None else 3.0 if adaptive else 1.0
     return DiffusionSampler(
         Energy(target.log_density, space, name=f"the energy of {target.name}", timeout=timeout),
-        reference, network, grid(config.steps, config.power), loss=loss, guided=guided,
+        reference, network(config, space, scale, guided), times, loss=loss, guided=guided,
         explore=config.explore, explore_steps=config.explore_steps, replayed=config.replayed if local else 0.0,
-        search_every=config.search_every if local else 0, search_moves=config.search_moves, widest=config.widest,
-        sharpness=config.sharpness, anneal_steps=config.anneal_steps,
+        search_every=config.search_every if local else 0, search_moves=config.search_moves, widest=widest,
+        sharpness=config.sharpness, anneal_steps=config.anneal_steps, anneal_from=config.anneal_from,
+        back=network(config, space, scale, False) if learned_back else None,
     )  # fmt: skip
+
+
+def network(config: SamplerConfig, space: Any, scale: float, sloped: bool) -> Any:
+    """A network that steers."""
+    make_one: Any = CoordinateControl if config.network == "coordinates" else MlpControl
+    return make_one(space, scale, width=config.width, depth=config.depth, sloped=sloped)
 
 
 def build(config: SamplerConfig | dict[str, Any] | None = None) -> DiffusionSampler:

@@ -255,7 +255,7 @@ def funnel() -> Target:
 
     return Target(
         "funnel", mf.Euclidean(10), log_density, scale=3.0, log_z=0.0, draw=draw, view=first_two, axes=("x0", "x1"),
-        limits=((-10, 10), (-12, 12)),
+        limits=((-10, 10), (-12, 12)), settings={"adaptive": {"steps": 4, "widest": 4.0, "depth": 2}},
     )  # fmt: skip
 
 
@@ -289,7 +289,9 @@ def manywell() -> Target:
         "manywell", mf.Euclidean(32), log_density, scale=1.5, log_z=log_z, draw=draw, modes=modes, mode_mass=four,
         view=lambda x: x[:, [0, 2]], axes=("x0", "x2"), limits=((-3, 3), (-3, 3)),
         settings={m: {"network": "coordinates", "width": 32, "depth": 2, "sigma": 2.0, "steps": 32, "guided": False}
-                  for m in ("pis", "dds", "tb", "vargrad")},
+                  for m in ("pis", "dds", "tb", "vargrad")}
+        | {"adaptive": {"network": "coordinates", "width": 32, "depth": 2, "steps": 8, "learned_reference": False,
+                        "anneal_steps": 500, "anneal_from": 0.01}},
     )  # fmt: skip
 
 

@@ -21,10 +21,12 @@ from manifoldflow.energies import (
     bounded_balance,
     grid,
 )
-from manifoldflow.energies.diffusion import clipped
+from manifoldflow.energies.diffusion import Drawn, Seed
 from manifoldflow.energies.references import log_step
+from manifoldflow.energies.walks import clipped
 from manifoldflow.state import fields
 from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training.module import share
 
 SPACES = {
     "plane": mf.Euclidean(2),
@@ -63,6 +65,9 @@ def sampler_of(spaces, *, steps=8, guided=False, noisy=0.0, loss=None, **options
 def references():
     yield "bridge", Brownian(SPACES["plane"], 2.0)
     yield "stationary", OrnsteinUhlenbeck(SPACES["plane"], 1.5, 3.0)
+    learned = OrnsteinUhlenbeck(SPACES["plane"], 1.5, 3.0, learned=True)
+    learned.own["x"].data.copy_(0.5 * torch.randn(3, 2, generator=gen(7)))
+    yield "learned", learned.requires_grad_(False)
     for name in ("torus", "sphere", "rotations", "together"):
         yield name, Brownian(SPACES[name], 1.2)
 
@@ -142,6 +147,78 @@ def test_weights_of_any_control_estimate_the_normaliser(name, guided):
     assert found.log_z_error < 0.15
     assert abs(found.log_z - log_z) < 4 * found.log_z_error + 0.01
     assert found.bound < log_z
+
+
+@pytest.mark.parametrize("name", ["plane", "sphere", "together"])
+def test_a_way_back_with_a_network_is_scored_in_one_pass_and_leaves_the_weights_unbiased(name):
+    spaces = SPACES[name]
+    torch.manual_seed(0)
+    back = MlpControl(spaces, 2.0, width=16, depth=1)
+    with torch.no_grad():
+        for p in back.net[-1].parameters():
+            p.normal_(0, 0.1, generator=gen(5))
+    made, log_z = sampler_of(spaces, noisy=0.2, back=back)
+    drawn = made.draw(6, generator=gen())
+    trajectory, times = drawn.trajectory, drawn.trajectory.times
+    with torch.no_grad():
+        scores = made.scores(drawn)
+        for i in range(len(times) - 1):
+            one = made.back.log_prob(trajectory.at(i + 1), trajectory.at(i), times[i + 1], times[i])
+            assert (one - scores.log_backward[i]).abs().max() < 2e-3
+    found = made.weighted(5000, generator=gen(3))
+    assert found.log_z_error < 0.2 and abs(found.log_z - log_z) < 4 * found.log_z_error + 0.01
+    led = made.led_back(
+        found.x, generator=gen(4)
+    )  # the kernel moves as its law says: as its own trajectories from t = 0
+    assert made.loss_of(Drawn(led, made.energy(led.end)))["balance"].isfinite()
+
+
+def narrowing(learned):
+    """A funnel in three dimensions, by four steps."""
+    space = mf.Euclidean(3)
+
+    def log_density(x):
+        first, rest = x[:, 0], x[:, 1:]
+        return mf.Normal(1.5, mf.Euclidean(1)).log_prob(first[:, None]) - (
+            0.5 * rest.square().sum(-1) * (-2 * first).exp() + 2 * first + math.log(2 * math.pi)
+        )
+
+    torch.manual_seed(0)
+    back = MlpControl(space, 1.5, width=32, depth=2) if learned else None
+    return DiffusionSampler(
+        Energy(log_density, space), OrnsteinUhlenbeck(space, 1.5, learned=True), MlpControl(space, 1.5, width=32, depth=2),
+        grid(4, 1.0), loss="kl", widest=3.0, back=back,
+    )  # fmt: skip
+
+
+def test_a_learned_way_back_follows_a_funnel_in_four_steps():
+    bounds = []
+    for learned in (True, False):
+        made = fit(narrowing(learned), [{"size": 64}], config(250), out=None).weighted(4000, generator=gen())
+        bounds.append(made.bound)
+    assert bounds[0] > -0.7 and bounds[0] > bounds[1] + 0.4, bounds
+
+
+def test_annealing_begins_from_the_law_that_was_given_not_from_the_one_that_is_learned():
+    reference = OrnsteinUhlenbeck(mf.Euclidean(2), 1.5, learned=True)
+    x = torch.randn(5, 2, generator=gen())
+    before, start = reference.log_given(x), reference.log_start(x)
+    assert (before - start).abs().max() < 1e-5
+    reference.own["x"].data.fill_(0.5)
+    assert torch.equal(reference.log_given(x), before) and (reference.log_start(x) - start).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
+def test_processes_that_share_trajectories_have_the_loss_of_all_of_them(guided):
+    made, _ = sampler_of(SPACES["together"], guided=guided, noisy=0.1, replayed=0.0)
+    drawn = made.draw(7, generator=gen())
+    parts = [share(drawn, rank, 2) for rank in range(2)]
+    assert [len(p.log_reward) for p in parts] == [4, 3]
+    with torch.no_grad():
+        whole, *each = (float(made.loss_of(part)["balance"]) for part in (drawn, *parts))
+    assert abs(whole - (4 * each[0] + 3 * each[1]) / 7) < 1e-3
+    seeds = [share(Seed(7, 3, 5), rank, 2) for rank in range(2)]
+    assert [s.size for s in seeds] == [4, 3] and seeds[0].seed != seeds[1].seed and seeds[0].number == 3
 
 
 class Perfect(torch.nn.Module):
@@ -234,7 +311,7 @@ def test_the_buffer_prefers_the_best_and_forgets_the_oldest():
 def test_the_reverse_divergence_is_the_mean_log_weight_and_has_its_gradient():
     made, log_z = sampler_of(mf.Euclidean(2), loss="kl", noisy=0.3)
     made = made.double()
-    seed = torch.tensor([64, 0, 11])
+    seed = Seed(64, 0, 11)
     loss = made.loss_of(seed)["divergence"]
     found = made.weighted(64, generator=torch.Generator().manual_seed(11))
     assert abs(float(loss.detach()) + found.bound) < 1e-9 and float(loss.detach()) > -log_z

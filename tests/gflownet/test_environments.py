@@ -79,6 +79,15 @@ def test_the_set_tasks_have_their_published_exact_answers():
     assert torch.allclose(env.best(20), torch.tensor(rewards, dtype=torch.float64))
 
 
+def test_exact_sets_have_the_law_of_their_rewards():
+    env = gf.ItemSets(torch.tensor([0.3, -0.5, 1.0, 0.1, -1.2]), 3)
+    every = gf.enumerate_env(env)
+    law = env.log_reward(every.objects).double().softmax(0)
+    drawn, known = env.key(env.exact(20_000, generator=gen())), env.key(every.objects)
+    share = (drawn.unsqueeze(1) == known).double().mean(0)
+    assert abs(float(share.sum()) - 1) < 1e-12 and (share - law).abs().max() < 4 * (0.25 / 20_000) ** 0.5
+
+
 def test_the_transfer_matrix_of_a_larger_lattice_is_that_of_all_configurations():
     for periodic in (True, False):
         env = gf.Ising(3, 0.35, field=0.1, periodic=periodic)

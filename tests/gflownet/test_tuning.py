@@ -110,6 +110,25 @@ def test_a_flow_of_any_kind_is_its_own_answer_to_a_constant_reward_and_learns_ot
     assert all(torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
 
 
+def test_a_flow_may_be_tuned_from_a_later_time_on_and_its_first_steps_stay_its_own():
+    torch.manual_seed(0)
+    flow = noisy()
+    model = gf.RelativeBalance.of_flow(
+        flow, lambda x: 0.7 * x[:, 2], steps=5, method=mf.SDE(4.0), since=0.3, until=0.9, beta=1.5
+    )
+    assert float(model.before[0]) == 0 and abs(float(model.before[-1]) - 0.3) < 1e-6 and len(model.before) == 3
+    assert abs(float(model.times[0]) - 0.3) < 1e-6 and abs(float(model.times[-1]) - 0.9) < 1e-6
+    torch.manual_seed(1)
+    start = model.start(6)
+    torch.manual_seed(1)
+    assert torch.equal(start, flow.eval().sample((6,), times=model.before, method=mf.SDE(4.0)))
+    plain = float(model.sample(2000)[:, 2].mean())
+    model = fit(model, [{"size": 64}], config(60, 1e-2), out=None)
+    assert float(model.sample(2000)[:, 2].mean()) > plain + 0.1
+    with pytest.raises(ValueError, match="since must lie between 0 and until"):
+        gf.RelativeBalance.of_flow(flow, lambda x: x[:, 2], method=mf.SDE(4.0), since=0.99)
+
+
 def test_steps_that_draw_nothing_are_refused():
     space = mf.Torus(1)
     flow = mf.Flow(space, model=mf.nn.TangentMLP(space, 8, 1))
