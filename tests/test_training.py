@@ -95,7 +95,10 @@ def test_kill_9_in_mid_run_then_resume_gives_the_curve_of_an_uninterrupted_run(s
     assert torch.equal(weights(tmp_path / "run"), weights(straight))
 
 
-def test_ctrl_c_from_outside_says_how_to_continue_and_the_run_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, None), (signal.SIGTERM, 143)])
+def test_a_signal_from_outside_says_how_to_continue_and_the_run_goes_on(
+    tmp_path: Path, sent: signal.Signals, code: int | None
+) -> None:
     body = (
         "from test_training import *\nimport time\n"
         "def slow(start):\n    for item in batches(start):\n        time.sleep(0.01)\n        yield item\n"
@@ -114,9 +117,10 @@ def test_ctrl_c_from_outside_says_how_to_continue_and_the_run_goes_on(tmp_path: 
     limit = time.monotonic() + 100
     while not (tmp_path / "run" / "model.safetensors").exists() and time.monotonic() < limit and job.poll() is None:
         time.sleep(0.05)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(sent)
     out, err = job.communicate(timeout=60)
     assert job.returncode != 0 and "not here" not in out
+    assert code is None or job.returncode == code  # what a scheduler expects of a job that it ended
     assert "stopped at step" in out and f"continue with resume=True (--resume) in {tmp_path / 'run'}" in out, out + err
     stopped = int(out.split("stopped at step ")[1].split(";")[0])
     state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=False)

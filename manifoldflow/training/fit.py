@@ -1,6 +1,7 @@
 """Train with Lightning: many devices, mixed precision, averaged weights, curves, and runs that can be continued."""
 
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -67,6 +68,7 @@ def fit(
         ValueError: a batch that the model cannot take, a device that is not there, or a run of another model.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
         KeyboardInterrupt: Ctrl-C was pressed; the run is saved.
+        SystemExit: with 143, the process was asked to end (SIGTERM, as schedulers do); the run is saved.
     """
     # Lightning takes seconds to import; tasks name their settings without it.
     from manifoldflow.training.console import Bar
@@ -89,12 +91,14 @@ def fit(
         with keeper.interrupts_between_steps():
             try:
                 trainer.fit(module, ckpt_path=str(start) if start else None, weights_only=False)
-            except SystemExit:  # what Lightning makes of Ctrl-C
-                if not keeper.interrupted:
+            except SystemExit:  # what Lightning makes of Ctrl-C and of SIGTERM
+                if not (keeper.interrupted or keeper.terminated):
                     raise
-        if keeper.interrupted:
+        if keeper.interrupted or keeper.terminated:
             if trainer.is_global_zero and folder is not None:
                 print(how_to_continue(folder, trainer.global_step), flush=True)
+            if keeper.terminated:
+                raise SystemExit(128 + signal.SIGTERM)
             raise KeyboardInterrupt
         averaged = cast(Module, module.averaged)
         for mine, given in zip(averaged.parameters(), flow.parameters(), strict=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 
 from manifoldflow import checkpoint
@@ -50,7 +51,7 @@ class Keeper(pl.Callback):
         self.best, self.since_best, self.scored = math.inf, 0, -1
         self.sums: dict[str, Tensor] = {}
         self.count, self.elements, self.clock, self.paused = 0, 0, time.monotonic(), 0.0
-        self.interrupted = self.updating = self.pending = False
+        self.interrupted = self.terminated = self.updating = self.pending = False
         self.shown: dict[str, float] = {}
 
     @property
@@ -193,9 +194,10 @@ class Keeper(pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, module: Any, exception: BaseException) -> None:
         self.interrupted = isinstance(exception, KeyboardInterrupt)
+        self.terminated = isinstance(exception, SIGTERMException)  # between steps, by a scheduler or `kill`
         # Saving needs all processes, which are interrupted at different places: the last regular checkpoint stays. So it does
         # after a second Ctrl-C, in the middle of an update.
-        stays = self.interrupted or bool(getattr(exception, "keeps_run", False))
+        stays = self.interrupted or self.terminated or bool(getattr(exception, "keeps_run", False))
         if stays and trainer.global_step > 0 and trainer.world_size == 1 and not self.updating:
             self._keep(trainer, module)
 
