@@ -183,11 +183,18 @@ def _underscored(word: str) -> str:
     return f"--{option}{'_' * keyword.iskeyword(option)}{equals}{value}"
 
 
+def _words_of_types(found: re.Match[str]) -> str:
+    """The names or types that an option takes, without those of Python."""
+    names = re.findall(r"Literal\[(.+?)\]", found[1])
+    return f"expected one of {', '.join(names)}, got" if names else f"expected one of the types {found[1]}, got"
+
+
 def _parse_message(error: argparse.ArgumentError, parser: "jsonargparse.ArgumentParser") -> str:
     """What the parser found wrong, with the option's name as the user writes it and the nearest one that exists."""
     text = _one_line(error)
     for pattern, replacement in _REWORDED:
         text = re.sub(pattern, replacement, text)
+    text = re.sub(r"expected one of the types (.+?), got", _words_of_types, text)
     options = [option for option in parser._option_string_actions if option.startswith("--")]
     unknown = re.search(r"--[\w.]+", text.partition("unrecognized arguments:")[2])
     return text + _nearest(unknown[0], options) if unknown else text

@@ -106,11 +106,12 @@ class Energy:
         """What ``call`` returns, or one line about the sample that it fails at."""
         try:
             return self._timed(call)
-        except TimeoutError:
-            raise EnergyTimeout(
-                f"{self.name} gave no answer within {self.timeout:g} s for {len(first_tensor(x))} samples{self._culprit(x)}"
-            ) from None
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an energy must not end the program as if all were well
+            if isinstance(error, TimeoutError) and self.timeout:
+                raise EnergyTimeout(
+                    f"{self.name} gave no answer within {self.timeout:g} s for {len(first_tensor(x))} "
+                    f"samples{self._culprit(x)}"
+                ) from None
             what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise EnergyError(f"{self.name} raised {what}{self._culprit(x)}") from error
 
@@ -120,7 +121,7 @@ class Energy:
             one = map_state(lambda v, r=row: v[r : r + 1].detach(), x)
             try:
                 self._timed(lambda at=one: self.log_density(at))  # type: ignore[misc]
-            except Exception:
+            except (Exception, SystemExit):
                 return f"; first at sample {row}, {describe(x, row)}"
         return ""
 

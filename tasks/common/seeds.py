@@ -13,10 +13,21 @@ def generator_of(seed: int, step: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
+class SeedsError(argparse.ArgumentTypeError, ValueError):
+    """Seeds that cannot be read: argparse shows its message, and everybody else knows a mistake of the input."""
+
+
 def seeds_of(text: str) -> list[int]:
-    """``"0-4"`` or ``"0,3,7"`` as a list, for argparse."""
+    """``"0-4"`` or ``"0,3,7"`` as a list, for argparse.
+
+    Raises:
+        SeedsError: it is neither, or names no seed.
+    """
     try:
         ends = [[int(n) for n in part.split("-")] for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"seeds must look like 0-4 or 0,3,7, got {text!r}") from None
-    return [seed for part in ends for seed in range(part[0], part[-1] + 1)]
+        ends = []
+    found = [seed for part in ends for seed in range(part[0], part[-1] + 1)]
+    if not found:
+        raise SeedsError(f"seeds must look like 0-4 or 0,3,7, got {text!r}")
+    return found

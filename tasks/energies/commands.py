@@ -1,5 +1,6 @@
 """The commands of the energies task: what ``manifoldflow train|sample|evaluate|plot energies`` runs."""
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -86,20 +87,24 @@ def train(
     model.builder, model.config = BUILDER, asdict(config)
     if config.seed_calls and not (resume and (folder / "last.ckpt").is_file()):
         fill_buffer(model, known, config.seed_calls, training.seed)
-    rows: list[dict[str, Any]] = []
+    rows = _curve(folder / "curve.csv") if resume else []
     every = max(training.log_every, training.max_steps // evaluations // training.log_every * training.log_every)
 
     def watch(row: dict[str, Any]) -> None:
         if "loss" in row and int(row["step"]) % every == 0:
-            rows.append({"step": int(row["step"]), **look(known, model, evaluation_size, training.seed)})
+            step = int(row["step"])
+            rows[:] = [old for old in rows if old["step"] < step]  # of a run that goes on from before its last row
+            rows.append({"step": step, **look(known, model, evaluation_size, training.seed)})
             write_csv(folder / "curve.csv", list(rows[0]), [r.values() for r in rows])
 
     facts = {"command": command_line(), "target": target}
     try:
         trained = fit(model, [{"size": batch_size}], training, out=folder, resume=resume, facts=facts, callback=watch)
     except EnergyError as error:
-        kept = "its last checkpoint is kept" if (folder / "last.ckpt").is_file() else "it had saved nothing yet"
-        raise type(error)(f"{error}. The run in {folder} stopped; {kept}, and --resume goes on from it") from None
+        kept = "its last checkpoint is kept, and --resume goes on from it"
+        if not (folder / "last.ckpt").is_file():
+            kept = "it had saved nothing yet"
+        raise type(error)(f"{error}. The run in {folder} stopped; {kept}") from None
     spent = model.energy.calls
     result = drawn(trained, final_size, training.seed + 1)
     report: dict[str, Any] = {"target": known.name, "method": method, "seed": training.seed, "training_calls": spent}
@@ -240,6 +245,15 @@ def settings(
     """The target's own settings for a method, exploration over the first half of the training."""
     own = {"explore_steps": steps // 2} | known.settings.get(method, {})
     return SamplerConfig(method=method, target=target, space=space, scale=scale, **own)  # type: ignore[arg-type]
+
+
+def _curve(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run that goes on."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: int(v) if k in ("step", "calls", "modes") else float(v) for k, v in row.items()}
+                for row in csv.DictReader(file)]  # fmt: skip
 
 
 def look(known: Target, model: DiffusionSampler, size: int, seed: int) -> dict[str, Any]:

@@ -112,6 +112,15 @@ def test_a_stopped_run_goes_on_with_its_buffer_and_its_count(trained, tmp_path):
         )  # fmt: skip
     report = json.loads((folder / "report.json").read_text())
     assert report["training_calls"] == 32 * 8
+    with (folder / "curve.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [4, 8, 16]  # every 4 steps of 8 in all, then every 8 of 16: the first run's rows stay
+
+
+def test_seeds_that_cannot_be_read_are_a_mistake_of_the_input(capsys):
+    for seeds in ("x", "3-1"):
+        code, _, error = run(["evaluate", "energies", "--target", "mixture9", "--seeds", seeds], capsys)
+        assert code == 2 and error == f"error: seeds must look like 0-4 or 0,3,7, got {seeds!r}\n"
 
 
 @pytest.mark.parametrize("method", ["smc", "pt"])

@@ -30,6 +30,10 @@ def broken(kind):
             return value.tolist()
         if kind == "raises" and bool((x[:, 0] > 90).any()):
             raise ZeroDivisionError("no such place")
+        if kind == "ends" and bool((x[:, 0] > 90).any()):
+            raise SystemExit(0)
+        if kind == "times out" and bool((x[:, 0] > 90).any()):
+            raise TimeoutError("the host is silent")
         if kind == "hangs" and bool((x[:, 0] > 90).any()):
             threading.Event().wait(20)
         return value
@@ -46,6 +50,8 @@ def broken(kind):
         ("length", ValueError, r"alanine must return one number a sample, shape \(5,\), got shape \(4,\)"),
         ("type", ValueError, r"got list"),
         ("raises", ValueError, r"alanine raised ZeroDivisionError: no such place; first at sample 3, x = \(99, 7\)"),
+        ("ends", ValueError, r"alanine raised SystemExit: 0; first at sample 3, x = \(99, 7\)"),
+        ("times out", ValueError, r"alanine raised TimeoutError: the host is silent; first at sample 3"),
         ("hangs", TimeoutError, r"no answer within 0.2 s for 5 samples; first at sample 3"),
     ],
 )
