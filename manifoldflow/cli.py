@@ -186,7 +186,10 @@ def _underscored(word: str) -> str:
 def _words_of_types(found: re.Match[str]) -> str:
     """The names or types that an option takes, without those of Python."""
     names = re.findall(r"Literal\[(.+?)\]", found[1])
-    return f"expected one of {', '.join(names)}, got" if names else f"expected one of the types {found[1]}, got"
+    if names:
+        return f"expected one of {', '.join(names)}, got"
+    types = [name for name in found[1].split(", ") if name != "NoneType"]
+    return f"expected {'one of the types ' * (len(types) > 1)}{', '.join(types)}, got"
 
 
 def _parse_message(error: argparse.ArgumentError, parser: "jsonargparse.ArgumentParser") -> str:

@@ -85,10 +85,15 @@ class FragmentConfig:
 
 
 class Later:
-    """A reward that is made when it is first asked for: the proxy of a checkpoint is not read for those who only sample."""
+    """A reward that is made when it is first asked for: the proxy of a checkpoint is not read for those who only sample.
 
-    def __init__(self, expression: str, lead: str | None) -> None:
-        self.expression, self.lead = expression, lead
+    Args:
+        expression, lead: see :class:`Objective`.
+        own: the expression is the caller's. That of a checkpoint may name no function: loading a file must run none.
+    """
+
+    def __init__(self, expression: str, lead: str | None, own: bool = True) -> None:
+        self.expression, self.lead, self.own = expression, lead, own
         self._made: list[Any] | None = None
 
     def part(self, index: int) -> Any:
@@ -96,6 +101,8 @@ class Later:
 
         def score(smiles: list[str]) -> Tensor:
             if self._made is None:
+                if not self.own:
+                    check_reward(self.expression)
                 objective = Objective(self.expression, self.lead)
                 self._made = [objective.function(i) for i in range(len(objective))]
             return torch.as_tensor(self._made[index](smiles), dtype=torch.float64)
@@ -103,10 +110,34 @@ class Later:
         return score
 
 
-def make_env(config: FragmentConfig) -> FragmentEnv:
-    """The environment; its rewards are computed without a budget until ``env.reward`` is replaced."""
+def check_reward(expression: str, where: str = "the model") -> None:
+    """Raise ValueError if a checkpoint's reward names a function of the user: a file must not say what is run."""
+    if ":" in expression:
+        raise ValueError(f"{where} was trained on a reward of yours ({expression}); name it with --reward")
+
+
+def rewarded(model: Any, path: Any, reward: str | None) -> Any:
+    """A loaded model with the reward that is named, or with its own if that is one of ours."""
+    config = dict(model.config)
+    if "reward" not in config:
+        if reward is not None:
+            raise ValueError(f"{path} has no reward: --reward is for GFlowNets of fragments")
+        return model
+    if reward is None:
+        check_reward(str(config["reward"]), str(path))
+        return model
+    later = Later(reward, config.get("lead"))
+    count = len(Objective(reward, config.get("lead")))
+    model.config = config | {"reward": reward}
+    model.env.reward = later.part(0) if count == 1 else [later.part(i) for i in range(count)]
+    return model
+
+
+def make_env(config: FragmentConfig, own: bool = True) -> FragmentEnv:
+    """The environment; its rewards are computed without a budget until ``env.reward`` is replaced. With ``own=False`` the
+    configuration is a file's, whose reward may name no function."""
     objectives = 1 + sum(c == "," for c in _outside_brackets(config.reward))
-    later = Later(config.reward, config.lead)
+    later = Later(config.reward, config.lead, own)
     rewards = [later.part(i) for i in range(objectives)]
     return FragmentEnv(
         config.vocabulary,
@@ -123,8 +154,9 @@ def make_env(config: FragmentConfig) -> FragmentEnv:
 
 def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
     """The GFlowNet of a configuration, ready to be trained."""
+    own = not isinstance(config, dict)  # a dict is what a checkpoint holds
     config = configured(FragmentConfig, config, "fragment GFlowNet")
-    env = make_env(config)
+    env = make_env(config, own)
     objectives = 1 if callable(env.reward) else len(env.reward or [1])
     forward_looking, flows = config.loss == "fl", config.loss in ("db", "subtb", "fl")
     losses: dict[str, Any] = {

@@ -25,6 +25,7 @@ def evaluate(
     out: str | None = None,
     seed: int = 0,
     data_folder: str | None = None,
+    reward: str | None = None,
 ) -> None:
     """Score a file of molecules, or those that a checkpoint makes, beside a reference at the same number.
 
@@ -39,6 +40,7 @@ def evaluate(
         out: also write the scores to this JSON file.
         seed: of all draws.
         data_folder: where the shared sets lie.
+        reward: of the checkpoint's molecules; its own by default. A function of yours (mine.py:score) must be named.
     """
     if (samples is None) == (checkpoint is None):
         raise ValueError("give either --samples FILE or --checkpoint NAME")
@@ -54,7 +56,7 @@ def evaluate(
         smiles, rejected = found.smiles[:num], len(found.rejected)
     else:
         assert checkpoint is not None
-        smiles = _drawn(checkpoint, num, calls, seed, rows, wanted)
+        smiles = _drawn(checkpoint, num, calls, seed, rows, wanted, reward)
     known = _reference(reference, data_folder)
     scores = set_scores(smiles, known)
     total = scores.count + (rejected if samples is not None else 0)
@@ -90,20 +92,26 @@ def evaluate(
 
 
 def _drawn(
-    checkpoint: str, num: int, calls: str | None, seed: int, rows: list[list[Any]], wanted: dict[str, Any]
+    checkpoint: str,
+    num: int,
+    calls: str | None,
+    seed: int,
+    rows: list[list[Any]],
+    wanted: dict[str, Any],
+    reward: str | None,
 ) -> list[str]:
     import json
 
     import manifoldflow as mf
     from manifoldflow.checkpoint import find_checkpoint
-    from manifoldflow.tasks.molecules.design import BUILDER, environment
+    from manifoldflow.tasks.molecules.design import BUILDER, environment, rewarded
     from manifoldflow.tasks.molecules.likelihood import correlation, held_out
 
     path = find_checkpoint(checkpoint)
     model = mf.load(path)
     if model.builder != BUILDER:
         raise ValueError(f"{path} is no GFlowNet of fragments; sample from it first, and give the file with --samples")
-    env = environment(model)
+    env = environment(rewarded(model, path, reward))
     generator = torch.Generator().manual_seed(seed)
     smiles = env.to_smiles(model.sample(num, generator=generator))
     record = Path(calls) if calls is not None else path.parent / "calls.jsonl"

@@ -11,7 +11,7 @@ import manifoldflow as mf
 from manifoldflow.checkpoint import find_checkpoint
 from manifoldflow.tasks.common.tables import plural
 from manifoldflow.tasks.molecules import SAMPLERS
-from manifoldflow.tasks.molecules.design import DEFAULT_CHECKPOINT, environment
+from manifoldflow.tasks.molecules.design import DEFAULT_CHECKPOINT, environment, rewarded
 from manifoldflow.tasks.molecules.results import write_results
 from manifoldflow.tasks.molecules.writing import check_format
 
@@ -22,6 +22,7 @@ def sample(
     out: str = "molecules.csv",
     seed: int = 0,
     steps: int = 100,
+    reward: str | None = None,
 ) -> None:
     """Draw molecules from a checkpoint, and write them with a picture and a page.
 
@@ -31,6 +32,8 @@ def sample(
         out: file to write: .csv, .smi or .sdf; picture and page lie beside it.
         seed: of the random draws; the same seed gives the same molecules.
         steps: of a flow; a GFlowNet of fragments needs none.
+        reward: that molecules of fragments are scored and sorted by; the model's own by default. A function of yours that the
+            model was trained on (mine.py:score) must be named: no function runs because a file says so.
     """
     if num < 1 or steps < 1:
         raise ValueError(f"--num and --steps must be at least 1, got {num} and {steps}")
@@ -39,6 +42,7 @@ def sample(
     model = mf.load(path)
     if model.builder not in SAMPLERS:
         raise ValueError(f"{path} generates no molecules (it was built by {model.builder})")
+    model = rewarded(model, path, reward)
     module, _, name = SAMPLERS[model.builder].partition(":")
     getattr(import_module(module), name)(model, path, num, Path(out), seed, steps)
 

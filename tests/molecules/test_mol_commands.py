@@ -125,3 +125,26 @@ def test_files_are_cleaned_drawn_and_judged(tmp_path: Path, capsys: pytest.Captu
     assert "no column or property 'x'" in fails(capsys, "plot", "molecules", "--samples", str(clean), "--label", "x")
     assert "holds a forbidden" in fails(capsys, "optimise", "molecules", "--start", "*c1ccccc1Br", "--forbidden", "Br", "--out",
                                         str(tmp_path / "f"))  # fmt: skip
+
+
+def test_a_checkpoint_names_no_function_that_is_run(tmp_path, capsys):
+    import manifoldflow as mf
+    from manifoldflow.tasks.molecules.design import FragmentConfig, build
+
+    (tmp_path / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w').close()\ndef score(smiles):\n    return [0.5] * len(smiles)\n"
+    )
+    reward = f"{tmp_path / 'evil.py'}:score"
+    model = build(FragmentConfig(reward=reward, width=8, depth=1, max_fragments=2))
+    file = mf.save(model, tmp_path / "a.safetensors")
+    capsys.readouterr()
+    words = ["sample", "molecules", "--checkpoint", str(tmp_path / "a.safetensors"), "--num", "2"]
+    words += ["--out", str(tmp_path / "made.csv")]
+    assert cli.main(words) == 2 and not (tmp_path / "ran").exists()
+    assert f"was trained on a reward of yours ({reward}); name it with --reward" in capsys.readouterr().err
+    loaded = mf.load(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="name it with --reward"):
+        loaded.env.reward(["CCO"])
+    assert not (tmp_path / "ran").exists(), file
+    assert cli.main([*words, "--reward", reward]) == 0 and (tmp_path / "ran").exists()
+    assert cli.main([*words, "--reward", "qed"]) == 0
