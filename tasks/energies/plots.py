@@ -10,7 +10,10 @@ from manifoldflow.tasks.energies.montecarlo import Result
 from manifoldflow.tasks.energies.targets import Target, first_two
 
 SAMPLES, EXACT = "#c8553d", "#2f6690"
-COLOURS = {"smc": "#2f6690", "pt": "#3a7d44", "tb": "#c8553d", "dgfs": "#8e6c88", "pis": "#e0a458", "dds": "#6b705c"}
+COLOURS = {
+    "smc": "#2f6690", "pt": "#3a7d44", "tb": "#c8553d", "dgfs": "#8e6c88", "pis": "#e0a458", "dds": "#6b705c",
+    "adaptive": "#222222",
+}  # fmt: skip
 NAMES = {
     "smc": "SMC with HMC moves",
     "pt": "parallel tempering",
@@ -18,6 +21,7 @@ NAMES = {
     "dgfs": "diffusion, SubTB (DGFS)",
     "pis": "diffusion, reverse KL (PIS)",
     "dds": "diffusion, reverse KL (DDS)",
+    "adaptive": "diffusion, learned way back",
     "vargrad": "diffusion, VarGrad",
 }
 
