@@ -396,3 +396,39 @@ def test_points_are_permuted_and_turned_without_a_loop_over_sets():
     space = mf.Centered(mf.Euclidean(3))
     x = torch.zeros(B, 5, 3, device=META)
     check(mf.Permute(align=mf.Align(), rounds=2)(x, x, spaces=space, mask=mask_of(B, 5)), "a permuted set")
+
+
+class Counted(TorchDispatchMode):
+    """How many operations are done."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss": "fl", "backward": "uniform"}, {"start": "*c1ccc(*)nc1"}, {"environment": "atoms", "max_atoms": 6}],
+    ids=str,
+)
+def test_molecules_of_fragments_and_atoms_train_and_sample_without_a_loop_over_them(options):
+    from manifoldflow.tasks.molecules.design import FragmentConfig, build
+
+    model = build(FragmentConfig(width=16, depth=1, replay=0.0, offspring=False, **options))
+    # Rewards are of names, which the host writes; everything else stays.
+    model.env.log_reward = lambda x, cond=None: torch.zeros(len(x["done"]), device=x["done"].device)
+    model.env.log_partial_reward = model.log_reward = model.env.log_reward
+    model.to(META)
+    model.sample(1)  # the tables of the blocks move once
+    counts = []
+    for size in (3, 50):
+        model.zero_grad()
+        with Counted() as seen:
+            made = model.sample(size)
+            sum(model.loss_of(model.draw(size)).values()).backward()
+        check(made, "a sample")
+        counts.append(seen.count)
+    check([p.grad for p in model.parameters()], "a gradient")
+    assert counts[0] == counts[1]

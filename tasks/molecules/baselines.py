@@ -10,7 +10,6 @@ from torch import Tensor
 from manifoldflow.gflownet import BackwardPolicy, ForwardPolicy
 from manifoldflow.gflownet.kernels import action_times
 from manifoldflow.sampling.simulate import simulate
-from manifoldflow.tasks.molecules.fragment_env import FragmentEnv
 from manifoldflow.tasks.molecules.oracle import Oracle
 
 State = dict[str, Tensor]
@@ -23,16 +22,14 @@ def random_molecules(env: Any, count: int, generator: torch.Generator) -> State:
     return simulate(ForwardPolicy(env), x, action_times(env, x), generator=generator)
 
 
-def random_search(
-    env: FragmentEnv, oracle: Oracle, seed: int = 0, size: int = 64, advance: Advance | None = None
-) -> None:
+def random_search(env: Any, oracle: Oracle, seed: int = 0, size: int = 64, advance: Advance | None = None) -> None:
     """Ask for random molecules until the budget is spent."""
     generator = torch.Generator().manual_seed(seed)
     _until_spent(oracle, advance, lambda: oracle.ask(env.to_smiles(random_molecules(env, size, generator))))
 
 
 def genetic(
-    env: FragmentEnv,
+    env: Any,
     oracle: Oracle,
     seed: int = 0,
     population: int = 100,
@@ -48,7 +45,7 @@ def genetic(
         oracle: is asked until its budget is spent.
         seed: of everything random.
         population, offspring: molecules that survive, and children of a generation.
-        crossover: share of children of two parents.
+        crossover: share of children of two parents, which only trees of fragments have.
         advance: told of the calls used.
     """
     generator, dice = torch.Generator().manual_seed(seed), random.Random(seed)
@@ -77,7 +74,7 @@ def genetic(
 
 
 def local_search(
-    env: FragmentEnv,
+    env: Any,
     oracle: Oracle,
     seed: int = 0,
     walkers: int = 64,
@@ -113,10 +110,10 @@ class Offspring:
 
     Args:
         env: the environment.
-        crossover: share of children of two parents.
+        crossover: share of children of two parents, which only trees of fragments have.
     """
 
-    def __init__(self, env: FragmentEnv, crossover: float = 0.5) -> None:
+    def __init__(self, env: Any, crossover: float = 0.5) -> None:
         self.env, self.crossover = env, crossover
 
     def __call__(self, model: Any, made: Any, generator: torch.Generator | None = None) -> list[Any]:
@@ -147,8 +144,10 @@ def mutated(env: Any, x: State, generator: torch.Generator, most: int = 3) -> St
     return simulate(onward, x, action_times(env, x), generator=generator)
 
 
-def _crossed(env: FragmentEnv, x: State, y: State, rows: list[int], dice: random.Random) -> State:
+def _crossed(env: Any, x: State, y: State, rows: list[int], dice: random.Random) -> State:
     """In the chosen rows, a subtree of x is replaced by one of y where its bond is allowed and the molecule fits."""
+    if not rows:
+        return x
     book, bonds = env.vocabulary, env.tables["bonds"]
     made = {n: v.clone() for n, v in x.items()}
     for row in rows:

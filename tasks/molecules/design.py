@@ -16,34 +16,41 @@ from manifoldflow.gflownet import (
     trajectory_balance,
 )
 from manifoldflow.tasks.common.runs import configured
+from manifoldflow.tasks.molecules.atom_env import AtomEnv, AtomPolicy
 from manifoldflow.tasks.molecules.baselines import Offspring
 from manifoldflow.tasks.molecules.fragment_env import FragmentEnv
+from manifoldflow.tasks.molecules.molecule_env import MoleculeEnv
 from manifoldflow.tasks.molecules.policies import GraphPolicy
 from manifoldflow.tasks.molecules.rewards import Objective
 
 BUILDER = "manifoldflow.tasks.molecules.design:build"
 DEFAULT_CHECKPOINT = "molecules_fragments"
+CROSSOVER = {"fragments": 0.5, "atoms": 0.0}
+"""Share of children of two parents: trees exchange branches, graphs of atoms do not."""
 LossName = Literal["tb", "vargrad", "db", "subtb", "fl"]
 
 
 @dataclass(frozen=True)
 class FragmentConfig:
-    """A generator of molecules from fragments.
+    """A generator of molecules from fragments, or from atoms and bonds.
 
     Args:
+        environment: fragments, or atoms: an atom is added by a bond, or a ring is closed.
         vocabulary: own (embedded), a JSON of the published layout, or a list of SMILES with `*`.
         reward: such as qed*sa, seh*logp[1,4], mine.py:score; with commas (seh,qed*sa) a front of several.
         lead: SMILES that the term similarity refers to.
         exponent: molecules are made in proportion to the reward to this power.
         max_fragments: most blocks of a molecule.
         min_fragments: least blocks.
-        max_atoms: most heavy atoms.
+        max_atoms: most heavy atoms; by default 45 of fragments, 12 of atoms.
+        atoms: kinds of atoms, with spaces between them, such as C N O F S Cl N+ O-.
+        max_rings: most rings that are closed atom by atom.
         start: SMILES of a scaffold or lead that every molecule grows from.
         stable: only bonds between blocks that chemists would make.
         forbidden: SMARTS that no molecule may hold, with spaces between them.
         loss: tb (trajectory balance), vargrad, db (detailed balance), subtb (pieces), or fl (forward-looking subtb, which asks
             for the reward of unfinished molecules too).
-        backward: what a block was added last by: uniform, or maxent (every order of building is as likely).
+        backward: what a block was added last by: uniform, or maxent (every order of building is as likely). Atoms take uniform.
         width: of the network.
         depth: rounds of messages.
         replay: share of a batch that is drawn from molecules seen before.
@@ -53,13 +60,16 @@ class FragmentConfig:
         decay: weight of longer pieces in subtb and fl.
     """
 
+    environment: Literal["fragments", "atoms"] = "fragments"
     vocabulary: str = "own"
     reward: str = "qed*sa"
     lead: str | None = None
     exponent: float = 32.0
     max_fragments: int = 8
     min_fragments: int = 2
-    max_atoms: int = 45
+    max_atoms: int | None = None
+    atoms: str = "C N O F"
+    max_rings: int = 3
     start: str | None = None
     stable: bool = True
     forbidden: str = ""
@@ -74,9 +84,12 @@ class FragmentConfig:
     decay: float = 0.9
 
     def __post_init__(self) -> None:
+        if self.environment not in ("fragments", "atoms"):
+            raise ValueError(f"environment must be 'fragments' or 'atoms', got {self.environment!r}")
         for name, least in (("exponent", 0), ("max_fragments", 1), ("max_atoms", 1), ("width", 1), ("depth", 1)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         for name in ("replay", "epsilon"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -133,18 +146,28 @@ def rewarded(model: Any, path: Any, reward: str | None) -> Any:
     return model
 
 
-def make_env(config: FragmentConfig, own: bool = True) -> FragmentEnv:
+def make_env(config: FragmentConfig, own: bool = True) -> FragmentEnv | AtomEnv:
     """The environment; its rewards are computed without a budget until ``env.reward`` is replaced. With ``own=False`` the
     configuration is a file's, whose reward may name no function."""
     objectives = 1 + sum(c == "," for c in _outside_brackets(config.reward))
     later = Later(config.reward, config.lead, own)
     rewards = [later.part(i) for i in range(objectives)]
+    if config.environment == "atoms":
+        return AtomEnv(
+            rewards[0] if objectives == 1 else rewards,
+            atoms=config.atoms.split(),
+            max_atoms=config.max_atoms or 12,
+            max_rings=config.max_rings,
+            start=config.start,
+            exponent=config.exponent,
+            forbidden=config.forbidden.split(),
+        )
     return FragmentEnv(
         config.vocabulary,
         rewards[0] if objectives == 1 else rewards,
         exponent=config.exponent,
         max_fragments=config.max_fragments,
-        max_atoms=config.max_atoms,
+        max_atoms=config.max_atoms or 45,
         min_fragments=config.min_fragments,
         start=config.start,
         stable=config.stable,
@@ -167,12 +190,22 @@ def build(config: FragmentConfig | dict[str, Any] | None = None) -> GFlowNet:
         "fl": subtrajectory_balance(config.decay),
     }
     several = objectives if objectives > 1 else 0
-    children: Any = Offspring(env) if config.offspring and config.replay else None
+    of_atoms = isinstance(env, AtomEnv)
+    if of_atoms and several:
+        raise ValueError(
+            "a front of several rewards is learned by the policy of fragments only; take environment fragments"
+        )
+    children: Any = Offspring(env, CROSSOVER[config.environment]) if config.offspring and config.replay else None
+    policy: Any = (
+        AtomPolicy(env, config.width, config.depth, flows=flows)
+        if isinstance(env, AtomEnv)
+        else GraphPolicy(env, config.width, config.depth, flows=flows, conditions=several)
+    )
     model = GFlowNet(
         env,
-        GraphPolicy(env, config.width, config.depth, flows=flows, conditions=several),
+        policy,
         loss=losses[config.loss],
-        backward=config.backward,
+        backward="uniform" if of_atoms else config.backward,
         flows=flows,
         forward_looking=forward_looking,
         epsilon=config.epsilon,
@@ -211,15 +244,15 @@ def with_settings(config: FragmentConfig, **settings: Any) -> FragmentConfig:
     return replace(config, **{k: v for k, v in settings.items() if v is not None})
 
 
-def environment(model: Any) -> FragmentEnv:
+def environment(model: Any) -> MoleculeEnv:
     """The environment of a loaded model.
 
     Raises:
-        ValueError: it is not one of fragments.
+        ValueError: it is not one of molecules.
     """
     env: Env = model.env
-    if not isinstance(env, FragmentEnv):
-        raise ValueError("this model does not build molecules from fragments")
+    if not isinstance(env, MoleculeEnv):
+        raise ValueError("this model does not build molecules")
     return env
 
 

@@ -234,6 +234,7 @@ def sample_graphs(
     steps: int = 100,
     temperature: float = 1.0,
     corrector: float = 1.0,
+    late: float = 3.0,
     langevin: float = 0.02,
     batch: int = 250,
     generator: torch.Generator | None = None,
@@ -246,6 +247,7 @@ def sample_graphs(
         sizes: nodes.
         steps: of the sampler.
         temperature, corrector: of tokens, as in :class:`manifoldflow.Jumps`.
+        late: tokens jump at the times 1 - (1 - u)^late of even u: valences come right at the end, where even steps are too long.
         langevin: size of the corrector's step after every step of "gdss"; 0 for none.
         batch: graphs at once.
         generator: of every random draw.
@@ -257,7 +259,8 @@ def sample_graphs(
         mask = torch.arange(most) < some.unsqueeze(-1)
         if config.method == "jumps":
             how = mf.Jumps(temperature=temperature, corrector=corrector)
-            made = flow.sample(mask.shape, mask=mask, steps=steps, method=how, generator=generator)
+            times = 1 - (1 - mf.linear_grid(steps, dtype=torch.float64)) ** late
+            made = flow.sample(mask.shape, mask=mask, times=times, method=how, generator=generator)
             node, edge = made.get("node"), made["edge"]
         else:
             made = _diffused(flow, config, mask, steps, langevin, generator)

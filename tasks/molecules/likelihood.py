@@ -35,8 +35,9 @@ def log_probability(model: Any, x: Any, draws: int = 16, *, generator: torch.Gen
     for rows in torch.arange(count * draws).split(2048):
         part = map_state(lambda v, rows=rows: v[rows], many)
         times = action_times(env, part)
-        made = Trajectory(simulate(back, part, times, generator=generator, trajectory=True), times).reversed()
-        made = made._replace(times=times)
+        states = simulate(back, part, times, generator=generator, trajectory=True)
+        taken = times[: len(states["done"])]  # it ends when all are taken apart, before the last time if none was large
+        made = Trajectory(states, taken).reversed()._replace(times=taken)
         parts.append(onward.log_probs_of(made).sum(0) - back.log_probs_of(made.reversed()).sum(0))
     value = torch.cat(parts).reshape(count, draws).double()
     return value.logsumexp(-1) - torch.log(torch.tensor(float(draws), dtype=torch.float64))

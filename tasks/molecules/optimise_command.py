@@ -32,6 +32,7 @@ def optimise(
     lead: str | None = None,
     forbidden: str | None = None,
     vocabulary: str | None = None,
+    environment: Literal["fragments", "atoms"] | None = None,
     timeout: float | None = None,
     bad: Literal["raise", "floor"] = "raise",
     seed: int = 0,
@@ -55,6 +56,7 @@ def optimise(
         lead: SMILES that the term similarity refers to.
         forbidden: SMARTS that no molecule may hold, with spaces between them.
         vocabulary: of fragments: own, a JSON, or a list of SMILES with `*`.
+        environment: build from fragments, or from atoms and bonds (--model.atoms, --model.max_atoms, --model.max_rings).
         timeout: seconds that the reward may take for a batch.
         bad: a reward that fails, is NaN, or late ends the search (nothing is lost), or counts as the least.
         seed: of everything random.
@@ -66,7 +68,13 @@ def optimise(
     """
     if batch_size < 2:
         raise ValueError(f"--batch_size must be at least 2, got {batch_size}")
-    given: dict[str, Any] = {"start": start, "lead": lead, "forbidden": forbidden, "vocabulary": vocabulary}
+    given: dict[str, Any] = {
+        "start": start,
+        "lead": lead,
+        "forbidden": forbidden,
+        "vocabulary": vocabulary,
+        "environment": environment,
+    }
     config = replace(model, reward=reward, **{k: v for k, v in given.items() if v is not None})
     objective = Objective(reward, config.lead)
     folder = Path(out) if out else run_folder("molecules", f"{Path(reward).name}_{method}")
@@ -144,7 +152,11 @@ def _finish(
         "method": method,
         "calls": f"{oracle.used:,}",
         "settings": json.dumps(
-            {k: v for k, v in vars(config).items() if k in ("exponent", "loss", "start", "forbidden", "vocabulary")}
+            {
+                k: v
+                for k, v in vars(config).items()
+                if k in ("environment", "exponent", "loss", "start", "forbidden", "vocabulary")
+            }
         ),
         **{str(k): v if isinstance(v, str) else f"{v:.4g}" for k, v in rows[1:]},
     }

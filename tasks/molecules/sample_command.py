@@ -29,7 +29,7 @@ def sample(
     Args:
         checkpoint: an embedded model by name, a model file, or a run folder.
         num: number of molecules.
-        out: file to write: .csv, .smi or .sdf; picture and page lie beside it.
+        out: file to write: .csv, .smi or .sdf; picture and page lie beside it by its name.
         seed: of the random draws; the same seed gives the same molecules.
         steps: of a flow; a GFlowNet of fragments needs none.
         reward: that molecules of fragments are scored and sorted by; the model's own by default. A function of yours that the
@@ -48,7 +48,7 @@ def sample(
 
 
 def sample_fragments(model: Any, path: Path, num: int, out: Path, seed: int, steps: int) -> None:
-    """Molecules of a GFlowNet of fragments."""
+    """Molecules of a GFlowNet of fragments, or of atoms."""
     from manifoldflow.tasks.molecules.rewards import Objective
 
     env, config = environment(model), model.config
@@ -78,7 +78,7 @@ def sample_fragments(model: Any, path: Path, num: int, out: Path, seed: int, ste
             ranked,
             values[order],
             objective.names,
-            title="Molecules of fragments",
+            title=f"Molecules of {config.get('environment', 'fragments')}",
             facts=facts,
             seed=seed,
         )

@@ -1,6 +1,7 @@
 """Searches for molecules under a budget: a GFlowNet that learns as it asks, or a baseline, all with the same oracle."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 
 from manifoldflow.gflownet.reward import BudgetSpent
 from manifoldflow.tasks.molecules.baselines import Advance, genetic, local_search, random_search
-from manifoldflow.tasks.molecules.design import FragmentConfig, build, environment, set_log_z
+from manifoldflow.tasks.molecules.design import CROSSOVER, FragmentConfig, build, environment, make_env, set_log_z
 from manifoldflow.tasks.molecules.oracle import Oracle
 from manifoldflow.training import TrainConfig, fit
 
@@ -100,9 +101,11 @@ def search(
     advance: Advance | None = None,
 ) -> None:
     """A search without learning, on the same environment."""
-    from manifoldflow.tasks.molecules.design import make_env
-
     env = make_env(config)
     env.reward = oracle.rewards
-    ways: dict[str, Any] = {"genetic": genetic, "local": local_search, "random": random_search}
+    ways: dict[str, Any] = {
+        "genetic": partial(genetic, crossover=CROSSOVER[config.environment]),
+        "local": local_search,
+        "random": random_search,
+    }
     ways[method](env, oracle, seed, advance=advance)

@@ -39,9 +39,11 @@ class ThreeDConfig:
         width, pair_width, vectors, depth: of the network.
         noise: standard deviation of the source positions, angstrom.
         clip: errors of positions are weighed by 1 / max(1 - t, clip)^2.
+        late: training times and the sampler's steps are even in log(1 - t + late): lengths of bonds take shape at the end. 0 for
+            times that are even.
         self_condition: share of the training steps in which the network sees its own first prediction.
         distorted: share of the training samples whose noisy geometry is disturbed once more, so that the network learns to
-        mend it.
+            mend it.
         distortion: by how much, angstrom.
         kinds, charges, bonds: how often each token is the source's, in the order of :data:`ELEMENTS`, :data:`CHARGES` and
             :data:`ORDERS`: the shares of the training data.
@@ -53,7 +55,8 @@ class ThreeDConfig:
     vectors: int = 8
     depth: int = 5
     noise: float = 1.5
-    clip: float = 0.2
+    clip: float = 0.1
+    late: float = 0.1
     self_condition: float = 0.5
     distorted: float = 0.25
     distortion: float = 0.3
@@ -72,6 +75,8 @@ class ThreeDConfig:
         for name in ("noise", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.late < 1:
+            raise ValueError(f"late must lie in [0, 1), got {self.late}")
         for name in ("self_condition", "distorted"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -125,6 +130,7 @@ def build(config: ThreeDConfig | dict[str, Any] | None = None) -> mf.Flow:
         coupling=mf.Permute("pos", align=mf.Align("pos")),
         weights={"pos": 0.3, "kind": 1.0, "charge": 0.5, "bond": 3.0},
         self_condition=config.self_condition,
+        time_warp=mf.Late(config.late) if config.late else None,
         model=MoleculeNetwork(
             len(ELEMENTS),
             len(CHARGES),

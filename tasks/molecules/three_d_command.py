@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 import manifoldflow as mf
-from manifoldflow.tasks.common.runs import command_line
 from manifoldflow.tasks.molecules.conformers import Conformers, embed, join, load_conformers
+from manifoldflow.tasks.molecules.flow_training import train_flow
 from manifoldflow.tasks.molecules.three_d import (
     MoleculeTensors,
     ThreeDConfig,
@@ -21,7 +21,7 @@ from manifoldflow.tasks.molecules.three_d import (
     tensors_of,
 )
 from manifoldflow.tasks.molecules.three_d_metrics import ThreeDScores, measure
-from manifoldflow.training import TrainConfig, fit
+from manifoldflow.training import TrainConfig
 
 HEAVIEST = 7
 """Heavy atoms of the largest molecules that are embedded for training."""
@@ -79,6 +79,7 @@ def train_three_d(
     training: TrainConfig = TRAINING,
     edges: int = 3500,
     resume: bool = False,
+    begin: str | None = None,
 ) -> mf.Flow:
     """Train a flow of molecules in three dimensions; a tenth of the molecules is kept for the validation loss that chooses.
 
@@ -89,22 +90,21 @@ def train_three_d(
         training: the optimiser and the devices.
         edges: pairs of atoms in a batch.
         resume: continue the run in ``out``.
+        begin: checkpoint whose weights to begin with.
     """
     train, val = (tensors_of(part) for part in split_molecules(training_data(data)))
-    torch.manual_seed(training.seed)
-    flow = build(replace(config or ThreeDConfig(), **train.shares()))
-    facts: dict[str, Any] = {"command": command_line(), "molecules": len(train), "data": [Path(f).name for f in data]}
-    made = fit(
-        flow,
+    return train_flow(
+        lambda: build(replace(config or ThreeDConfig(), **train.shares())),
         sized_batches(train, edges, training.seed),
+        lambda flow: validation_loss(flow, val),
         training,
         out=out,
-        score=lambda f: validation_loss(f, val),
+        data=data,
+        molecules=len(train),
+        begin=begin,
         resume=resume,
-        facts=facts,
+        table="molecules.sdf",
     )
-    print(f"wrote {out}/model.safetensors; try: manifoldflow sample molecules --checkpoint {out} --out molecules.sdf")
-    return made
 
 
 def validation_loss(flow: mf.Flow, val: MoleculeTensors, most: int = 512) -> float:

@@ -28,12 +28,13 @@ def train(
     resume: bool = False,
     family: Family = "fragments",
     data: list[str] | None = None,
+    begin: str | None = None,
 ) -> None:
     """Train a GFlowNet of fragments on a reward; or with `--family` a flow of molecular graphs, or of molecules in 3D.
 
     Args:
         out: folder of the run; `runs/molecules/REWARD` by default.
-        model: the vocabulary, the reward and its exponent, the loss, the network.
+        model: the environment (fragments, or atoms) and its vocabulary, the reward and its exponent, the loss, the network.
         training: the optimiser and the devices.
         steps: batches to learn from.
         calls: most molecules whose reward is asked for; no end by default.
@@ -42,18 +43,23 @@ def train(
         bad: a reward that fails, is NaN or late ends the run, or counts as the least.
         resume: continue the run in `out`, or start it if there is none.
         family: `fragments`; `graphs` (tokens of atoms and bonds) or `gdss` (their diffusion) of molecules of at most nine heavy
-            atoms; or `3d`, with positions. Those three learn from `data`, so of the other options only `out`, `steps` and
-            `resume` are for them.
+            atoms; or `3d`, with positions. Those three learn from `data`, so of the other options only `out`, `steps`,
+            `training`, `resume` and `begin` are for them.
         data: files of molecules, for `graphs`, `gdss` and `3d` (which also takes NPZ files of conformers).
+        begin: checkpoint whose weights to begin with, for `graphs`, `gdss` and `3d`: to go on with molecules of your own.
     """
     from dataclasses import replace
 
     if batch_size < 2 or steps < 1:
         raise ValueError(f"--batch_size must be at least 2 and --steps at least 1, got {batch_size} and {steps}")
     if family != "fragments":
-        return train_flow(family, data or [], out or str(run_folder("molecules", family)), steps, resume)
-    if data:
-        raise ValueError("--data is for --family graphs, gdss and 3d; fragments learn from their reward")
+        return train_family(
+            family, data or [], out or str(run_folder("molecules", family)), training, steps, resume, begin
+        )
+    if data or begin:
+        raise ValueError(
+            f"--{'data' if data else 'begin'} is for --family graphs, gdss and 3d; fragments learn from their reward"
+        )
     folder = Path(out) if out else run_folder("molecules", model.reward)
     objective = Objective(model.reward, model.lead)
     started = begun(folder, resume)
@@ -87,15 +93,16 @@ def begun(folder: Path, resume: bool) -> bool:
     return resume and (folder / "last.ckpt").exists()
 
 
-def train_flow(family: Family, data: list[str], out: str, steps: int, resume: bool) -> None:
+def train_family(
+    family: Family, data: list[str], out: str, training: TrainConfig, steps: int, resume: bool, begin: str | None
+) -> None:
     """Train a flow of graphs or of molecules in three dimensions.
 
     Raises:
         ValueError: no data.
     """
-    from dataclasses import replace
-
     from manifoldflow.tasks.molecules import graph_command, three_d_command
+    from manifoldflow.tasks.molecules.flow_training import with_given
     from manifoldflow.tasks.molecules.graphs import GraphConfig
 
     if not data:
@@ -103,10 +110,9 @@ def train_flow(family: Family, data: list[str], out: str, steps: int, resume: bo
             f"--family {family} learns from molecules: say where they are with --data, such as --data [qm9.smi]"
         )
     if family == "3d":
-        three_d_command.train_three_d(
-            data, out, training=replace(three_d_command.TRAINING, max_steps=steps), resume=resume
-        )
+        own = with_given(three_d_command.TRAINING, training, TRAINING, steps)
+        three_d_command.train_three_d(data, out, training=own, resume=resume, begin=begin)
         return
     config = GraphConfig(method="jumps" if family == "graphs" else "gdss")
-    training = replace(graph_command.TRAINING, max_steps=steps)
-    graph_command.train_graphs(data, out, config, training, resume=resume)
+    own = with_given(graph_command.TRAINING, training, TRAINING, steps)
+    graph_command.train_graphs(data, out, config, own, resume=resume, begin=begin)

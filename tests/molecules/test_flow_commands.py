@@ -1,5 +1,6 @@
 """The commands of the flows of molecules: train, sample, and what they say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from manifoldflow.tasks.molecules import three_d_command
 from manifoldflow.tasks.molecules.conformers import embed
 from manifoldflow.tasks.molecules.graphs import GraphConfig, graphs_of
 from manifoldflow.tasks.molecules.graphs import build as build_graphs
+from manifoldflow.tasks.molecules.search import TRAINING
 from manifoldflow.tasks.molecules.three_d import Made, ThreeDConfig, build, tensors_of
 
 SMILES = ["CCO", "CC=O", "C1CC1", "CN", "C#N", "OCC", "CC(C)O", "CCN", "C=C", "CC#N"]
@@ -41,6 +43,38 @@ def test_a_flow_in_three_dimensions_is_trained_and_says_what_to_do_next(tmp_path
         sample(str(tmp_path / "run"), num=2, out=str(tmp_path / "x.sdf"), steps=1)
 
 
+def test_training_begins_with_the_weights_of_a_checkpoint_and_takes_the_settings_that_were_asked_for(
+    tmp_path, conformers, monkeypatch
+):
+    small = ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1)
+    monkeypatch.setattr(three_d_command, "ThreeDConfig", lambda: small)
+    conformers.save(tmp_path / "a.npz")
+    torch.manual_seed(3)
+    first = build(small)
+    mf.save(first, tmp_path / "first.safetensors")
+    rest = {"family": "3d", "data": [str(tmp_path / "a.npz")], "steps": 1, "begin": str(tmp_path / "first.safetensors")}
+    train(out=str(tmp_path / "run"), training=replace(TRAINING, learning_rate=1e-12, validate_every=1), **rest)
+    made = mf.load(tmp_path / "run")
+    assert all(torch.allclose(v, made.state_dict()[n]) for n, v in first.state_dict().items())
+    monkeypatch.setattr(three_d_command, "ThreeDConfig", lambda: replace(small, width=16))
+    with pytest.raises(ValueError, match="another size"):
+        train(out=str(tmp_path / "other"), **rest)
+    with pytest.raises(ValueError, match="was built by"):
+        train(out=str(tmp_path / "graphs"), **(rest | {"family": "graphs", "data": [str(smiles_file(tmp_path))]}))
+    with pytest.raises(ValueError, match="--begin is for --family"):
+        train(out=str(tmp_path / "fragments"), begin="molecules_3d")
+
+
+def smiles_file(folder: Path) -> Path:
+    """Twenty molecules and more, one of them too large."""
+    path = folder / "many.smi"
+    path.write_text("".join(f"{s}\n" for s in [*SMILES, *(f"{'C' * n}O" for n in range(1, 9)), *MORE]))
+    return path
+
+
+MORE = ["C1CCC1", "NCCN", "FCF", "OC=O"]
+
+
 def test_molecules_are_written_as_they_were_made(tmp_path, conformers, monkeypatch, capsys):
     flow = build(ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1, **tensors_of(conformers).shares()))
     mf.save(flow, tmp_path / "flow.safetensors")
@@ -55,6 +89,11 @@ def test_molecules_are_written_as_they_were_made(tmp_path, conformers, monkeypat
     assert [m.GetNumAtoms() for m in read] == batch["mask"].sum(-1)[:3].tolist()
     first = torch.tensor(read[0].GetConformer().GetPositions(), dtype=torch.float)
     assert (first - batch["x"]["pos"][0, : len(first)]).abs().max() < 1e-3
+    sample(
+        str(tmp_path / "flow.safetensors"), num=4, out=str(tmp_path / "again.sdf")
+    )  # beside it, nothing is overwritten
+    names = {f"{n}.{end}" for n in ("made", "again") for end in ("sdf", "png", "html")}
+    assert {p.name for p in tmp_path.iterdir()} == names | {"flow.safetensors"}
     page = Path(tmp_path / "made.html").read_text()
     assert "As the model made them" in page and "3Dmol" in page and "http://" not in page.split("<body")[0]
 

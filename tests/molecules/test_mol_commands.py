@@ -106,6 +106,38 @@ def test_a_reward_that_fails_says_so_and_what_was_asked_is_kept(tmp_path: Path, 
     assert "counted as the least" in told
 
 
+@pytest.mark.parametrize("method", ["gflownet", "genetic"])
+def test_molecules_are_built_of_atoms_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture, method: str
+) -> None:
+    out = tmp_path / "run"
+    words = ("--environment", "atoms", "--model.max_atoms", "6", "--model.atoms", "C S", "--method", method)
+    run(capsys, "optimise", "molecules", *words, "--reward", "qed", "--calls", "40", "--out", str(out), *QUICK)
+    found = read_molecules(out / "molecules.csv")
+    assert len(found) == 40 and all(r.mol.GetNumAtoms() <= 6 for r in found.records)
+    assert {a.GetSymbol() for r in found.records for a in r.mol.GetAtoms()} == {"C", "S"}
+    if method == "gflownet":
+        told = run(
+            capsys, "sample", "molecules", "--checkpoint", str(out), "--num", "4", "--out", str(tmp_path / "m.smi")
+        )
+        assert f"picture: {tmp_path / 'm.png'}; page: {tmp_path / 'm.html'}" in told
+        assert "Molecules of atoms" in (tmp_path / "m.html").read_text()
+        told = run(capsys, "evaluate", "molecules", "--checkpoint", str(out), "--num", "20", "--distance", "false",
+                   "--reference", str(tmp_path / "m.smi"))  # fmt: skip
+        assert "rank correlation of log P and log R" in told
+        assert "policy of fragments only" in fails(
+            capsys,
+            "optimise",
+            "molecules",
+            "--environment",
+            "atoms",
+            "--reward",
+            "qed,sa",
+            "--out",
+            str(tmp_path / "f"),
+        )
+
+
 def test_files_are_cleaned_drawn_and_judged(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "raw.smi").write_text("CC(=O)[O-].[Na+] acetate\nC1CC\nOCC ethanol\nCCO again\n*C\n")
     clean = tmp_path / "clean.csv"
