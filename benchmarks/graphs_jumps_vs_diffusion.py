@@ -30,17 +30,12 @@ TRAINING = TrainConfig(
     learning_rate=2e-3, warmup_steps=50, weight_decay=0.0, ema=0.995, decay=0.4, progress=False, precision="32-true"
 )
 MOLECULES: dict[str, tuple[dict[str, float], ...]] = {
-    "jumps": (
-        {"temperature": 1.0},
-        {"temperature": 0.9},
-        {"temperature": 0.5},
-        {"temperature": 1.0, "late": 1.0},
-    ),
+    "jumps": ({"temperature": 1.0}, {"temperature": 0.9}, {"temperature": 1.0, "late": 1.0}),
     "gdss": ({},),
 }
-SAMPLERS = {
-    "jumps": ({"steps": 100, "corrector": 0.0}, {"steps": 100, "corrector": 1.0}, {"steps": 100, "corrector": 4.0}),
-    "gdss": ({"steps": 200, "langevin": 0.0}, {"steps": 200, "langevin": 0.02}, {"steps": 200, "langevin": 0.1}),
+SAMPLERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "jumps": ({"corrector": 1.0}, {"corrector": 1.0, "late": 1.0}),
+    "gdss": ({"steps": 200, "langevin": 0.0}, {"steps": 200, "langevin": 0.02}),
 }
 
 

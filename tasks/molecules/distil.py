@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import manifoldflow as mf
+from manifoldflow.paths import Schedule
 from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.molecules.stability import stability
 from manifoldflow.tasks.molecules.three_d import Made, draw_sizes
@@ -71,7 +72,9 @@ def make_pairs(
     return Pairs(groups, count)
 
 
-def pair_batches(pairs: Pairs, size: int, steps: int, seed: int) -> Callable[[int], Iterator[dict[str, Any]]]:
+def pair_batches(
+    pairs: Pairs, size: int, steps: int, seed: int, warp: Schedule | None = None
+) -> Callable[[int], Iterator[dict[str, Any]]]:
     """Batches for :func:`manifoldflow.training.fit`: stored pairs, at the times that a sampler of ``steps`` steps visits.
 
     The draws of a step depend on the seed and the step alone.
@@ -81,7 +84,9 @@ def pair_batches(pairs: Pairs, size: int, steps: int, seed: int) -> Callable[[in
         size: of a batch.
         steps: of the sampler that is to become good.
         seed: of the draws.
+        warp: ``time_warp`` of the flow, if it has one: its steps are not even.
     """
+    grid = mf.linear_grid(steps) if warp is None else warp.k(mf.linear_grid(steps, dtype=torch.float64)).float()
     weight = torch.tensor([float(len(mask)) for _, _, mask in pairs.groups])
 
     def after(step: int) -> Iterator[dict[str, Any]]:
@@ -89,7 +94,7 @@ def pair_batches(pairs: Pairs, size: int, steps: int, seed: int) -> Callable[[in
             generator = generator_of(seed, step)
             x0, x1, mask = pairs.groups[int(torch.multinomial(weight, 1, generator=generator))]
             rows = torch.randint(len(mask), (size,), generator=generator)
-            t = torch.randint(steps, (size,), generator=generator) / steps
+            t = grid[torch.randint(steps, (size,), generator=generator)]
             yield {
                 "x": {n: v[rows] for n, v in x1.items()},
                 "x0": {n: v[rows] for n, v in x0.items()},

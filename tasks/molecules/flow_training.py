@@ -15,7 +15,7 @@ from manifoldflow.training import TrainConfig, fit
 def train_flow(
     make: Callable[[], mf.Flow],
     batches: Any,
-    score: Callable[[mf.Flow], float],
+    score: Callable[[mf.Flow], float] | None,
     training: TrainConfig,
     *,
     out: str,
@@ -24,19 +24,20 @@ def train_flow(
     begin: str | None = None,
     resume: bool = False,
     table: str = "molecules.csv",
+    options: str = "",
 ) -> mf.Flow:
     """Train a flow, keep the weights of the best score, and say what to do next.
 
     Args:
         make: the flow, untrained; its weights are those of ``training.seed``.
         batches: for :func:`manifoldflow.training.fit`.
-        score: of a flow, the lower the better.
+        score: of a flow, the lower the better; None to keep the last weights.
         training: the optimiser and the devices.
         out: folder of the run.
         data, molecules: files and number of molecules, for the checkpoint.
         begin: checkpoint whose weights to begin with.
         resume: continue the run in ``out``.
-        table: file that the next command writes.
+        table, options: file that the next command writes, and what else it takes.
     """
     torch.manual_seed(training.seed)
     flow = make()
@@ -46,7 +47,9 @@ def train_flow(
     if begin is not None:
         facts["begin"] = begin
     made = fit(flow, batches, training, out=out, score=score, resume=resume, facts=facts)
-    print(f"wrote {out}/model.safetensors; try: manifoldflow sample molecules --checkpoint {out} --out {table}")
+    print(
+        f"wrote {out}/model.safetensors; try: manifoldflow sample molecules --checkpoint {out}{options} --out {table}"
+    )
     return made
 
 
@@ -67,5 +70,5 @@ def begin_with(flow: mf.Flow, checkpoint: str) -> None:
 
 def with_given(own: TrainConfig, given: TrainConfig, usual: TrainConfig, steps: int) -> TrainConfig:
     """The settings of a family, with what was asked for: what ``given`` has other than ``usual``, and the number of steps."""
-    asked = {n: now for n, (_, now) in given.changes(vars(usual)).items()}
+    asked = {n: v for n, v in vars(given).items() if v != getattr(usual, n)}
     return replace(own, **(asked | {"max_steps": steps}))

@@ -35,7 +35,7 @@ def log_probability(model: Any, x: Any, draws: int = 16, *, generator: torch.Gen
     for rows in torch.arange(count * draws).split(2048):
         part = map_state(lambda v, rows=rows: v[rows], many)
         times = action_times(env, part)
-        states = simulate(back, part, times, generator=generator, trajectory=True)
+        states: Any = simulate(back, part, times, generator=generator, trajectory=True)
         taken = times[: len(states["done"])]  # it ends when all are taken apart, before the last time if none was large
         made = Trajectory(states, taken).reversed()._replace(times=taken)
         parts.append(onward.log_probs_of(made).sum(0) - back.log_probs_of(made.reversed()).sum(0))

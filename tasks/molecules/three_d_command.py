@@ -11,6 +11,7 @@ import manifoldflow as mf
 from manifoldflow.tasks.molecules.conformers import Conformers, embed, join, load_conformers
 from manifoldflow.tasks.molecules.flow_training import train_flow
 from manifoldflow.tasks.molecules.three_d import (
+    BUILDER,
     MoleculeTensors,
     ThreeDConfig,
     build,
@@ -35,7 +36,19 @@ TRAINING = TrainConfig(
     validate_every=500,
     checkpoint_every=200,
 )
-"""How the embedded flow was trained."""
+"""How flows of many steps are trained."""
+
+FEW = TrainConfig(
+    max_steps=400,
+    learning_rate=5e-4,
+    warmup_steps=20,
+    weight_decay=0.0,
+    decay=0.5,
+    ema=0.98,
+    validate_every=400,
+    checkpoint_every=200,
+)
+"""How flows of few steps are."""
 
 
 def training_data(files: Sequence[str], *, heaviest: int = HEAVIEST, each: int = 4, seed: int = 1) -> Conformers:
@@ -104,6 +117,62 @@ def train_three_d(
         begin=begin,
         resume=resume,
         table="molecules.sdf",
+    )
+
+
+def train_few(
+    begin: str,
+    out: str,
+    training: TrainConfig = FEW,
+    *,
+    steps: int = 8,
+    count: int = 600,
+    many: int = 30,
+    size: int = 32,
+    resume: bool = False,
+) -> mf.Flow:
+    """Train a flow to make in few steps what it makes in many, where that is sound (:mod:`distil`).
+
+    Args:
+        begin: checkpoint of the flow.
+        out: folder of the run.
+        training: the optimiser and the devices.
+        steps: of the sampler that is to become good.
+        count: molecules that are made to learn from.
+        many: steps in which they are made.
+        size: molecules in a batch.
+        resume: continue the run in ``out``.
+    """
+    from rich.progress import Progress
+
+    from manifoldflow.tasks.molecules.distil import make_pairs, pair_batches
+
+    flow = mf.load(begin)
+    if flow.builder != BUILDER:
+        raise ValueError(
+            f"--begin {begin} is no flow of molecules in three dimensions (it was built by {flow.builder})"
+        )
+    with Progress(transient=True) as bar:
+        task = bar.add_task(f"making {count} molecules to learn from", total=count)
+        generator = torch.Generator().manual_seed(training.seed)
+        pairs = make_pairs(
+            flow, count, steps=many, generator=generator, callback=lambda n: bar.update(task, completed=n)
+        )
+    print(
+        f"learning from {len(pairs):,} of {count:,} molecules that {begin} made in {many} steps: those that are sound"
+    )
+    return train_flow(
+        lambda: build(flow.config),
+        pair_batches(pairs, size, steps, training.seed, flow.time_warp),
+        None,
+        training,
+        out=out,
+        data=[begin],
+        molecules=len(pairs),
+        begin=begin,
+        resume=resume,
+        table="molecules.sdf",
+        options=f" --steps {steps}",
     )
 
 

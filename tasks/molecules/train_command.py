@@ -12,7 +12,7 @@ from manifoldflow.training import TrainConfig
 
 MODEL = FragmentConfig()
 
-Family = Literal["fragments", "graphs", "gdss", "3d"]
+Family = Literal["fragments", "graphs", "gdss", "3d", "few"]
 """What a model is made of."""
 
 
@@ -44,7 +44,7 @@ def train(
         resume: continue the run in `out`, or start it if there is none.
         family: `fragments`; `graphs` (tokens of atoms and bonds) or `gdss` (their diffusion) of molecules of at most nine heavy
             atoms; or `3d`, with positions. Those three learn from `data`, so of the other options only `out`, `steps`,
-            `training`, `resume` and `begin` are for them.
+            `training`, `resume` and `begin` are for them. `few` makes a flow in three dimensions, `begin`, good at 8 steps.
         data: files of molecules, for `graphs`, `gdss` and `3d` (which also takes NPZ files of conformers).
         begin: checkpoint whose weights to begin with, for `graphs`, `gdss` and `3d`: to go on with molecules of your own.
     """
@@ -105,6 +105,14 @@ def train_family(
     from manifoldflow.tasks.molecules.flow_training import with_given
     from manifoldflow.tasks.molecules.graphs import GraphConfig
 
+    if family == "few":
+        if begin is None or data:
+            raise ValueError(
+                "--family few learns from what a flow in three dimensions makes: --begin molecules_3d, no --data"
+            )
+        own = with_given(three_d_command.FEW, training, TRAINING, steps)
+        three_d_command.train_few(begin, out, own, resume=resume)
+        return
     if not data:
         raise ValueError(
             f"--family {family} learns from molecules: say where they are with --data, such as --data [qm9.smi]"

@@ -12,7 +12,7 @@ from manifoldflow.tasks.molecules import sample, train
 pytest.importorskip("rdkit")
 from rdkit import Chem
 
-from manifoldflow.tasks.molecules import three_d_command
+from manifoldflow.tasks.molecules import distil, three_d_command
 from manifoldflow.tasks.molecules.conformers import embed
 from manifoldflow.tasks.molecules.graphs import GraphConfig, graphs_of
 from manifoldflow.tasks.molecules.graphs import build as build_graphs
@@ -63,6 +63,30 @@ def test_training_begins_with_the_weights_of_a_checkpoint_and_takes_the_settings
         train(out=str(tmp_path / "graphs"), **(rest | {"family": "graphs", "data": [str(smiles_file(tmp_path))]}))
     with pytest.raises(ValueError, match="--begin is for --family"):
         train(out=str(tmp_path / "fragments"), begin="molecules_3d")
+
+
+def test_a_flow_of_few_steps_learns_from_one_of_many(tmp_path, conformers, monkeypatch, capsys):
+    data = tensors_of(conformers)
+    flow = build(ThreeDConfig(width=8, pair_width=8, vectors=2, depth=1, **data.shares()))
+    mf.save(flow, tmp_path / "many.safetensors")
+    batch = data.batch(torch.arange(4))
+    noise = flow.draw_source(tuple(batch["mask"].shape), mask=batch["mask"])
+    monkeypatch.setattr(distil, "make_pairs", lambda *_, **__: distil.Pairs([(noise, batch["x"], batch["mask"])], 6))
+    train(out=str(tmp_path / "few"), family="few", begin=str(tmp_path / "many.safetensors"), steps=2)
+    told = capsys.readouterr().out
+    assert "learning from 4 of 600 molecules" in told and f"--checkpoint {tmp_path}/few --steps 8 --out" in told
+    assert mf.load(tmp_path / "few").config == mf.load(tmp_path / "many.safetensors").config
+    with pytest.raises(ValueError, match="no --data"):
+        train(out=str(tmp_path / "other"), family="few", steps=2)
+    with pytest.raises(ValueError, match="is no flow of molecules in three dimensions"):
+        train(out=str(tmp_path / "other"), family="few", begin="molecules_fragments", steps=2)
+
+
+def test_few_steps_are_learned_at_the_times_that_the_sampler_visits():
+    pairs = distil.Pairs([({"a": torch.zeros(3, 1)}, {"a": torch.ones(3, 1)}, torch.ones(3, 1, dtype=torch.bool))], 3)
+    warp = mf.Late(0.1)
+    seen = next(distil.pair_batches(pairs, 200, 4, 0, warp)(0))["t"].unique()
+    assert torch.allclose(seen, warp.k(torch.arange(4.0) / 4), atol=1e-6)
 
 
 def smiles_file(folder: Path) -> Path:
