@@ -132,12 +132,17 @@ class Substitution:
     Args:
         known: the training set.
         weights: of the differences in group (per group), period, electronegativity and covalent radius (per angstrom).
+        other_size: added where the cell wanted has another number of atoms than the known one: polymorphs differ in it.
     """
 
     def __init__(
-        self, known: Sequence[Crystal], weights: tuple[float, float, float, float] = (1.0, 0.5, 1.0, 1.0)
+        self,
+        known: Sequence[Crystal],
+        weights: tuple[float, float, float, float] = (1.0, 0.5, 1.0, 1.0),
+        other_size: float = 5.0,
     ) -> None:
-        self.known = known
+        self.known, self.other_size = known, other_size
+        self._sizes = np.array(known.lengths if hasattr(known, "lengths") else [len(c) for c in known])
         period, group = period_and_group()
         eager = np.nan_to_num(ELECTRONEGATIVITY, nan=4.5)
         self._features = np.stack([group, period, eager, COVALENT], 1) * np.array(weights)
@@ -157,11 +162,12 @@ class Substitution:
         """Distance, row of the known structure, and its species to the wanted ones, nearest first.
 
         Args:
-            formula: wanted.
+            formula: wanted; the species of all atoms say how many there are in the cell, too.
             num: how many, at most.
             forbidden: rows that must not be used, by row of ``known``: those of a held-back formula.
         """
-        numbers, counts = np.unique(_unit(_species(formula)), return_counts=True)
+        species = _species(formula)
+        numbers, counts = np.unique(_unit(species), return_counts=True)
         order = np.argsort(counts, kind="stable")
         numbers, counts = numbers[order], counts[order]
         key = tuple(int(count) for count in counts)
@@ -175,6 +181,8 @@ class Substitution:
         cost = (each * np.sqrt(counts)).sum(-1)
         best = cost.argmin(1)
         cost = cost.min(1)
+        if not isinstance(formula, str):
+            cost = cost + self.other_size * (self._sizes[rows] != len(species))
         if forbidden is not None:
             cost = np.where(forbidden[rows], np.inf, cost)
         result = []

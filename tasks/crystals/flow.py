@@ -126,7 +126,10 @@ def _paths(c: CrystalConfig, source: LogNormalCells) -> dict[str, Any]:
 def _as_config(config: CrystalConfig | dict[str, Any] | None) -> CrystalConfig:
     if not isinstance(config, dict):
         return config or CrystalConfig()
-    network = configured(NetworkConfig, config.get("network"), "crystal flow")
+    given = config.get("network")
+    if isinstance(given, dict):  # a checkpoint from before there were shells
+        given = {"radial": 0, **given}
+    network = configured(NetworkConfig, given, "crystal flow")
     return configured(CrystalConfig, {**config, "network": network}, "crystal flow")
 
 

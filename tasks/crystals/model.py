@@ -26,12 +26,15 @@ class NetworkConfig:
         layers: rounds of messages.
         harmonics: multiples of a fractional difference that are seen: 1 to ``harmonics``.
         time_features: numbers that tell a time.
+        radial: shells in which neighbours are counted and along whose directions atoms are moved, over all images of an atom in
+            the 27 cells around; 0 for a network that knows the cell only by its six numbers, as those before it did.
     """
 
     width: int = 128
     layers: int = 4
     harmonics: int = 10
     time_features: int = 16
+    radial: int = 10
 
 
 class CrystalNetwork(nn.Module):
@@ -54,6 +57,8 @@ class CrystalNetwork(nn.Module):
     """
 
     facts: Tensor
+    radii: Tensor
+    images: Tensor
     basis: Tensor
     frac_scale: Tensor
     lattice_mean: Tensor
@@ -77,6 +82,8 @@ class CrystalNetwork(nn.Module):
         self.lattice_endpoint = lattice_endpoint
         w, k = config.width, config.harmonics
         self.register_buffer("facts", _element_facts(), persistent=False)
+        self.register_buffer("radii", torch.as_tensor(np.append(COVALENT, 1.4), dtype=torch.float32), persistent=False)
+        self.register_buffer("images", _images(), persistent=False)
         self.register_buffer("frac_scale", torch.tensor(frac_scale).unsqueeze(-1), persistent=False)
         self.register_buffer("basis", symmetric_basis(3, torch.float32), persistent=False)
         self.register_buffer("lattice_mean", torch.tensor(lattice_mean, dtype=torch.float32), persistent=False)
@@ -86,9 +93,9 @@ class CrystalNetwork(nn.Module):
         self.atom_time = nn.Linear(2 * config.time_features + (9 if beliefs else 0), w)
         self.graph_map = nn.Sequential(nn.Linear(6 + 1 + config.time_features + 1, w), nn.SiLU(), nn.Linear(w, w))
         self.atom_map = nn.Sequential(nn.SiLU(), nn.Linear(w, w))
-        self.layers = nn.ModuleList([_Messages(w, 6 * k) for _ in range(config.layers)])
+        self.layers = nn.ModuleList([_Messages(w, 6 * k + config.radial) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(w)
-        self.force = nn.Linear(w, outputs * _FORCE_HARMONICS)
+        self.force = nn.Linear(w, outputs * (_FORCE_HARMONICS + config.radial))
         self.frac_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, outputs * 3))
         self.lattice_head = nn.Sequential(nn.Linear(2 * w, w), nn.SiLU(), nn.Linear(w, 6))
         self.species_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, ELEMENTS))
@@ -119,16 +126,20 @@ class CrystalNetwork(nn.Module):
             + self.graph_map(graph).unsqueeze(-2)
         )
         rate = 2 * math.pi * torch.arange(1, self.config.harmonics + 1, dtype=frac.dtype, device=frac.device)
-        turns = (frac.unsqueeze(-2) - frac.unsqueeze(-3)).unsqueeze(-1) * rate  # (B, N, N, 3, harmonics)
+        gap = frac.unsqueeze(-2) - frac.unsqueeze(-3)  # (B, N, N, 3)
+        turns = gap.unsqueeze(-1) * rate  # (B, N, N, 3, harmonics)
         sines, cosines = turns.sin(), turns.cos()
-        pairs = torch.cat([sines.flatten(-2), cosines.flatten(-2)], -1)
+        pairs, ways = torch.cat([sines.flatten(-2), cosines.flatten(-2)], -1), sines[..., :_FORCE_HARMONICS]
+        if self.config.radial:
+            shells, towards = self._shells(gap, x["lattice"].to(frac.dtype), species, count)
+            pairs, ways = torch.cat([pairs, shells], -1), torch.cat([ways, towards], -1)
         weight = (real / count).to(frac.dtype)
         message = pairs
         for layer in self.layers:
             h, message = layer(h, pairs, weight)
         h = self.norm(h)
-        pull = self.force(message).unflatten(-1, (self.outputs, _FORCE_HARMONICS))
-        tangent = torch.einsum("bj,bijok,bijak->bioa", weight, pull, sines[..., :_FORCE_HARMONICS])
+        pull = self.force(message).unflatten(-1, (self.outputs, ways.shape[-1]))
+        tangent = torch.einsum("bj,bijok,bijak->bioa", weight, pull.to(ways.dtype), ways)
         tangent = tangent + self.frac_head(h).unflatten(-1, (self.outputs, 3))
         if self.centred:
             tangent = tangent - torch.einsum("bi,bioa->boa", weight, tangent).unsqueeze(1)
@@ -139,6 +150,37 @@ class CrystalNetwork(nn.Module):
             "species": self.species_head(h),
             "lattice": self._lattice(self.lattice_head(torch.cat([pooled, most], -1)), numbers, x["lattice"]),
         }
+
+    @torch.autocast("cpu", enabled=False)
+    def _shells(self, gap: Tensor, lattice: Tensor, species: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of each atom's images lies in shells around each other atom, ``(B, N, N, radial)``, and in which direction, in
+        turns, ``(B, N, N, 3, radial)``. Distances are in units of the sum of the two covalent radii."""
+        metric = lattice * count.pow(2 / 3).unsqueeze(-1)
+        n = gap.shape[1]
+        i, j = torch.tril_indices(n, n, device=gap.device)
+        near = gap[:, i, j] - gap[:, i, j].round()  # (B, P, 3): one of both ways between two atoms
+        images = self.images.to(gap.dtype)  # (27, 3)
+        low = near @ metric
+        constant = torch.einsum("ka,bac,kc->bk", images, metric, images)
+        squared = (low * near).sum(-1, keepdim=True) + 2 * low @ images.T + constant.unsqueeze(1)
+        radius = self.radii.to(gap.dtype)[species]
+        apart = squared.clamp_min(1e-4).sqrt() / (radius[:, i] + radius[:, j]).unsqueeze(-1)  # (B, P, 27)
+        apart = torch.where((i == j).unsqueeze(-1) & (images == 0).all(-1), 1e3, apart)
+        nearness = 1 / apart.clamp_min(0.3)
+        seen = torch.cat([images, torch.ones_like(images[:, :1])], -1)
+        width = (_SHELLS[1] - _SHELLS[0]) / max(self.config.radial - 1, 1)
+        shells, towards = [], []
+        for centre in torch.linspace(*_SHELLS, self.config.radial).tolist():  # one at a time stays in the cache
+            inside = (((apart - centre) / width).square() * -0.5).exp()
+            shells.append(inside.sum(-1))
+            pointing = (inside * nearness) @ seen
+            towards.append(pointing[..., :3] + pointing[..., 3:] * near)
+        place = torch.empty(n, n, dtype=torch.int64, device=gap.device)
+        order = torch.arange(len(i), device=gap.device)
+        place[i, j], place[j, i] = order, order
+        sign = torch.ones(n, n, dtype=gap.dtype, device=gap.device).tril().mul(2).sub(1)[..., None, None]
+        way = torch.stack(towards, -1) * count.unsqueeze(-1).unsqueeze(-1)
+        return torch.stack(shells, -1)[:, place], way[:, place] * sign
 
     def _frac(self, tangent: Tensor, frac: Tensor, belief: Tensor | None) -> Tensor:
         if belief is not None:  # the data point itself, from the mean
@@ -177,6 +219,14 @@ class CrystalNetwork(nn.Module):
 
 
 _FORCE_HARMONICS = 4
+_SHELLS = (0.25, 2.5)
+"""Innermost and outermost shell, in sums of covalent radii."""
+
+
+def _images() -> Tensor:
+    """The 27 cells around an atom, ``(27, 3)``."""
+    steps = torch.tensor([-1.0, 0.0, 1.0])
+    return torch.cartesian_prod(steps, steps, steps)
 
 
 class _Messages(nn.Module):

@@ -68,7 +68,7 @@ def laid_over(guess: Crystal, truth: Crystal) -> tuple[Crystal, float]:
 
 
 def guess_pairs(
-    crystals: Sequence[Crystal], known: Sequence[Crystal], each: int = 2, most_off: float = 0.6
+    crystals: Sequence[Crystal], known: Sequence[Crystal], each: int = 3, most_off: float = 0.6
 ) -> tuple[list[int], list[Crystal]]:
     """Guesses for crystals from known ones of other formulas, laid over them.
 

@@ -1,5 +1,6 @@
 """The crystal flow: what does not change it, padding, its corners, its batches."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import manifoldflow as mf
 from manifoldflow.manifolds.spd import LogEuclideanSPD
 from manifoldflow.tasks.crystals.batches import SizedBatches, crystals_of, per_atom, state_of, training_batches, whole
 from manifoldflow.tasks.crystals.couplings import AtomOT, align_atoms
-from manifoldflow.tasks.crystals.elements import ELEMENTS
+from manifoldflow.tasks.crystals.elements import COVALENT, ELEMENTS
 from manifoldflow.tasks.crystals.flow import CrystalConfig, annealed, build
 from manifoldflow.tasks.crystals.model import NetworkConfig
 from manifoldflow.tasks.crystals.sources import LogNormalCells
@@ -120,10 +121,10 @@ def test_network_moves_with_shift_and_permutation(method):
         assert want.mean(1).abs().max() < 1e-9  # no drift of the whole
 
 
-@pytest.mark.parametrize("kind", ["shift", "rotation", "permutation"])
+@pytest.mark.parametrize("kind", ["shift", "rotation", "permutation", "cell vectors"])
 def test_likelihood_does_not_depend_on_how_a_crystal_is_described(kind):
     flow = stirred("geodesic", cell="log")
-    crystals = some_crystals((3, 3))
+    crystals = [c.reduced() for c in some_crystals((3, 3))]
     state, mask = double(crystals)
     new, _ = double(changed(kind, crystals)[0])
     values = [structure_log_prob(flow, s, mask) for s in (state, new)]
@@ -135,6 +136,40 @@ def structure_log_prob(flow: mf.Flow, state, mask) -> torch.Tensor:
     from manifoldflow.tasks.crystals.likelihood import structure_log_prob
 
     return structure_log_prob(flow, state, mask, steps=6)
+
+
+def test_shells_count_the_images_of_every_atom_and_point_to_them():
+    """Against a loop over the atoms and the 27 cells."""
+    network = stirred().model
+    crystals = some_crystals((4, 3))
+    batch = collate(crystals, dtype=torch.float64)
+    gap = batch.frac.unsqueeze(-2) - batch.frac.unsqueeze(-3)
+    count = batch.mask.sum(-1, keepdim=True).double()
+    shells, towards = network._shells(gap, per_atom(batch.lattice, count.squeeze(-1)), batch.species, count)
+    centres = np.linspace(0.25, 2.5, network.config.radial)
+    width = centres[1] - centres[0]
+    radii = COVALENT
+    for b, crystal in enumerate(crystals):
+        n = len(crystal)
+        for i, j in itertools.product(range(n), repeat=2):
+            number, way = np.zeros(len(centres)), np.zeros((3, len(centres)))
+            near = crystal.frac[i] - crystal.frac[j]
+            near = near - np.round(near)
+            for image in itertools.product((-1, 0, 1), repeat=3):
+                if i == j and image == (0, 0, 0):
+                    continue
+                apart = np.linalg.norm((near + image) @ crystal.cell)
+                apart /= radii[crystal.species[i]] + radii[crystal.species[j]]
+                inside = np.exp(-0.5 * ((apart - centres) / width) ** 2)
+                number += inside
+                way += np.outer(near + image, inside / max(apart, 0.3))
+            assert np.allclose(shells[b, i, j].numpy(), number, atol=1e-5)
+            assert np.allclose(towards[b, i, j].numpy(), n * way, atol=1e-5)
+
+
+def test_checkpoints_from_before_the_shells_have_none():
+    assert build({"network": {"width": 16, "layers": 1}}).model.config.radial == 0
+    assert build({}).model.config.radial == build().model.config.radial == NetworkConfig().radial > 0
 
 
 @pytest.mark.parametrize("method", METHODS)

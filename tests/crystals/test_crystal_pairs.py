@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifoldflow.tasks.crystals.baselines import Substitution
 from manifoldflow.tasks.crystals.batches import Guesses, start_from, state_of, training_batches
 from manifoldflow.tasks.crystals.elements import ELEMENTS
 from manifoldflow.tasks.crystals.flow import CrystalConfig, build
@@ -13,6 +14,7 @@ from manifoldflow.tasks.crystals.model import NetworkConfig
 from manifoldflow.tasks.crystals.pairs import axis_changes, guess_pairs, laid_over
 from manifoldflow.tasks.crystals.picking import doubt
 from manifoldflow.tasks.crystals.predicting import candidates
+from manifoldflow.tasks.crystals.refining import doubts, ranked, refined
 from manifoldflow.tasks.crystals.structure import Crystal, collate
 
 
@@ -93,7 +95,7 @@ def test_doubt_is_small_for_what_the_flow_makes():
     batch = collate([truth] * 16)
     optimiser = torch.optim.Adam(flow.parameters(), 3e-3)
     g = torch.Generator().manual_seed(0)
-    for _ in range(40):
+    for _ in range(90):
         loss = flow.loss(state_of(batch), mask=batch.mask, generator=g)
         optimiser.zero_grad()
         loss.backward()
@@ -116,3 +118,33 @@ def test_candidates_are_of_the_cells_asked_for_and_the_least_doubted_first(choos
     assert all(
         np.array_equal(a.frac, b.frac) for x, y in zip(made, again, strict=True) for a, b in zip(x, y, strict=True)
     )
+
+
+def test_a_known_cell_of_as_many_atoms_comes_first_where_the_cell_is_given():
+    salt = Crystal(np.array([10, 16]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3), "small")
+    double = Crystal(np.array([18, 18, 16, 16]), np.random.default_rng(0).random((4, 3)), 5.0 * np.eye(3), "double")
+    rule = Substitution([double, salt])
+    assert [rule.known[row].name for _, row, _ in rule.nearest("NaBr", 2)] == ["small", "double"]
+    assert [rule.known[row].name for _, row, _ in rule.nearest([10, 10, 34, 34], 2)] == ["double", "small"]
+    near, far = (distance for distance, *_ in rule.nearest([18, 18, 34, 34], 2))
+    assert far - near > rule.other_size
+
+
+def test_guesses_after_the_flow_are_the_same_compounds_ranked_as_asked():
+    torch.manual_seed(0)
+    flow = build(CrystalConfig(network=NetworkConfig(width=16, layers=1)))
+    known = [perovskite(37, 21, 7), perovskite(55, 21, 7, 4.2, 0.02), low_symmetry(3), low_symmetry(4, 7)]
+    guesses = [replace(c, labels={"distance": float(k)}) for k, c in enumerate(known)]
+    made = refined(flow, guesses, steps=2)
+    assert [sorted(c.species.tolist()) for c in made] == [sorted(c.species.tolist()) for c in guesses]
+    assert [c.labels["distance"] for c in made] == [0, 1, 2, 3]  # in the order of the guesses, whatever their sizes
+    assert all(np.array_equal(a.frac, b.frac) for a, b in zip(made, refined(flow, guesses, steps=2), strict=True))
+    values = doubts(flow, made, draws=1)
+    assert values.shape == (4,) and np.isfinite(values).all()
+    names = [replace(c, name=str(k)) for k, c in enumerate(made)]
+
+    def order(weight: float) -> list[str]:
+        return [c.name for c in ranked([names], [[1.0, 0.1, 0.2, 5.0]], weight)[0]]
+
+    assert order(0) == ["0", "1", "2", "3"] and order(float("inf")) == ["1", "2", "0", "3"]
+    assert order(0.7)[0] == "1"  # 1 + 0.7 log 0.1 = -0.61 before 0, and 2 + 0.7 log 0.2 = 0.87
