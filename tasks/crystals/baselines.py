@@ -133,6 +133,9 @@ class Substitution:
         known: the training set.
         weights: of the differences in group (per group), period, electronegativity and covalent radius (per angstrom).
         other_size: added where the cell wanted has another number of atoms than the known one: polymorphs differ in it.
+
+    Attributes:
+        features: of the elements, by species number, weighted: their L1 distance is the distance of two elements.
     """
 
     def __init__(
@@ -145,7 +148,7 @@ class Substitution:
         self._sizes = np.array(known.lengths if hasattr(known, "lengths") else [len(c) for c in known])
         period, group = period_and_group()
         eager = np.nan_to_num(ELECTRONEGATIVITY, nan=4.5)
-        self._features = np.stack([group, period, eager, COVALENT], 1) * np.array(weights)
+        self.features = np.stack([group, period, eager, COVALENT], 1) * np.array(weights)
         rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
         elements: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
         for i in range(len(known)):
@@ -175,8 +178,8 @@ class Substitution:
             return []
         rows, elements = self._rows[key], self._elements[key]
         perms = np.array([p for p in itertools.permutations(range(len(key))) if (counts[list(p)] == counts).all()])
-        wanted = self._features[numbers][perms]  # (perms, elements, features)
-        had = self._features[elements]  # (rows, elements, features)
+        wanted = self.features[numbers][perms]  # (perms, elements, features)
+        had = self.features[elements]  # (rows, elements, features)
         each = np.abs(had[:, None] - wanted).sum(-1)
         cost = (each * np.sqrt(counts)).sum(-1)
         best = cost.argmin(1)
@@ -214,6 +217,37 @@ def exchange(template: Crystal, mapping: dict[int, int]) -> Crystal:
     species = np.array([mapping[s] for s in template.species.tolist()], np.int64)
     scale = (COVALENT[species] ** 3).sum() / (COVALENT[template.species] ** 3).sum()
     return replace(template, species=species, cell=template.cell * scale ** (1 / 3))
+
+
+def relatives(known: Sequence[Crystal], num: int, seed: int = 0, nearest: int = 6) -> list[Crystal]:
+    """New compounds without a model: known structures, each element exchanged for one of those most like it.
+
+    Args:
+        known: the training set.
+        num: how many.
+        seed: of the draws.
+        nearest: elements, of those in the set, from which a new one is drawn, the old one among them; no element stands for two
+            others.
+
+    Returns:
+        Crystals of formulas that are not in the set, volumes scaled by the radii.
+    """
+    rng = np.random.default_rng(seed)
+    rule = Substitution(known)
+    formulas = {c.formula for c in known}
+    present = np.unique(np.concatenate([np.unique(c.species) for c in known]))
+    apart = np.abs(rule.features[present][:, None] - rule.features[present]).sum(-1)
+    near = {int(s): present[np.argsort(row, kind="stable")[:nearest]] for s, row in zip(present, apart, strict=True)}
+    made: list[Crystal] = []
+    for _ in range(50 * num):
+        if len(made) == num:
+            break
+        template = known[int(rng.integers(len(known)))]
+        mapping = {s: int(rng.choice(near[s])) for s, _ in template.composition}
+        crystal = exchange(template, mapping)
+        if len(set(mapping.values())) == len(mapping) and crystal.formula not in formulas:
+            made.append(_named(crystal, len(made), rule="relatives", parent=template.name))
+    return made
 
 
 def substitute(

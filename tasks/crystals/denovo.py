@@ -9,23 +9,25 @@ Results go into a JSON file as they come; a run that was stopped goes on with wh
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from manifoldflow.tasks.common.tables import Kept, share, show
+from manifoldflow.tasks.crystals.baselines import relatives
 from manifoldflow.tasks.crystals.energies import STABLE, SURROGATE, Agreement, agreement, embedded_hull, read_energies
 from manifoldflow.tasks.crystals.evaluate import judge_set, set_rows
 from manifoldflow.tasks.crystals.metrics import first_of_kind, geometry, known_of
+from manifoldflow.tasks.crystals.refining import refined
 from manifoldflow.tasks.crystals.relax import Relaxer
-from manifoldflow.tasks.crystals.sampling import Wanted, batches_of, draw
+from manifoldflow.tasks.crystals.sampling import BLUR, Wanted, batches_of, draw
 from manifoldflow.tasks.crystals.splits import split_by_formula
 from manifoldflow.tasks.crystals.store import CrystalDataset
 from manifoldflow.tasks.crystals.structure import Crystal, parse_formula
 
-__all__ = ["labels_agree", "sample_like", "sun"]
+__all__ = ["kept_apart", "labels_agree", "sample_like", "sun"]
 
 
 def labels_agree(labels: Any, formulas: Sequence[str]) -> tuple[Agreement, Agreement | None]:
@@ -58,6 +60,30 @@ def sample_like(
         if progress is not None:
             progress(len(made))
     return made
+
+
+def kept_apart(
+    drawn: Callable[[int, int], list[Crystal]], num: int, contact: float, seed: int = 0, rounds: int = 8
+) -> tuple[list[Crystal], int]:
+    """Crystals without close contacts, drawn again until there are so many, and how many were drawn.
+
+    Args:
+        drawn: makes crystals from their number and a seed.
+        num: wanted.
+        contact: least closest contact over the sum of the radii; 0 keeps everything.
+        seed: of the first round; others follow.
+        rounds: of drawing, at most: fewer crystals come back where that was not enough.
+    """
+    made: list[Crystal] = []
+    tried = 0
+    for k in range(rounds):
+        some = drawn(num - len(made) if contact <= 0 else num, seed + 1000 * k)
+        tried += len(some)
+        good = geometry(some).contact >= contact
+        made += [c for c, is_good in zip(some, good, strict=True) if is_good]
+        if len(made) >= num:
+            break
+    return made[:num], tried
 
 
 def sun(above: Any, is_unique: Any, is_novel: Any) -> dict[str, int]:
@@ -96,6 +122,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--anneal", type=float, help="slope of the velocity at sampling instead of the checkpoint's own"
     )
+    parser.add_argument(
+        "--source",
+        choices=["noise", "relatives", "rule"],
+        default="noise",
+        help="start from noise, or from known structures with like elements; `rule`: those alone, without the flow",
+    )
+    parser.add_argument(
+        "--contact", type=float, default=0.0, help="draw again what has a closer contact than so many sums of radii"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default="denovo.json")
@@ -116,7 +151,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flow, _ = load_model(given.checkpoint, BUILDER, "crystal flow")
     if given.anneal is not None:
         flow = annealed(flow, given.anneal)
-    made = sample_like(flow, [len(c) for c in train], given.num, given.steps, given.seed)
+    sizes = [len(c) for c in train]
+
+    def drawn(num: int, seed: int) -> list[Crystal]:
+        if given.source == "noise":
+            return sample_like(flow, sizes, num, given.steps, seed)
+        crystals = relatives(train, num, seed)
+        return crystals if given.source == "rule" else refined(flow, crystals, steps=given.steps, blur=BLUR, seed=seed)
+
+    made, tried = kept_apart(drawn, given.num, given.contact, given.seed)
+    print(f"{len(made)} of {tried} drawn are kept")
     table = Kept(given.out)
     contact = geometry(made).contact
     print(f"closest contact at least 0.7 of the radii: {share(float((contact >= 0.7).sum()), len(made))}")

@@ -19,10 +19,10 @@ from manifoldflow.files import write_text
 from manifoldflow.tasks.common.runs import load_model
 from manifoldflow.tasks.common.tables import show
 from manifoldflow.tasks.crystals.baselines import predict, substitute
-from manifoldflow.tasks.crystals.evaluate import judge, prediction_table
+from manifoldflow.tasks.crystals.evaluate import Judged, judge, prediction_table
 from manifoldflow.tasks.crystals.flow import BUILDER, annealed
-from manifoldflow.tasks.crystals.matching import best_of
 from manifoldflow.tasks.crystals.picking import doubt
+from manifoldflow.tasks.crystals.predicting import candidates
 from manifoldflow.tasks.crystals.sampling import Wanted, batches_of, draw
 from manifoldflow.tasks.crystals.splits import split_by_formula
 from manifoldflow.tasks.crystals.store import CrystalDataset
@@ -34,20 +34,25 @@ WEIGHT = 0.5
 """Of the logarithm of the doubt beside the distance of the elements, see :func:`ranked`; chosen on a validation part."""
 
 
-def refined(flow: mf.Flow, guesses: Sequence[Crystal], *, steps: int = STEPS, seed: int = 0) -> list[Crystal]:
+def refined(
+    flow: mf.Flow, guesses: Sequence[Crystal], *, steps: int = STEPS, blur: float = 0.0, seed: int = 0
+) -> list[Crystal]:
     """Every guess after the flow, atoms in its order; a guess whose cell is lost on the way comes back as it was.
 
     Args:
         flow: trained to start from guesses (``train crystals --prototypes``).
         guesses: substituted prototypes, see :func:`manifoldflow.tasks.crystals.baselines.substitute`.
         steps: of sampling.
-        seed: of the blur before it.
+        blur: of the guesses before it, as in :func:`manifoldflow.tasks.crystals.sampling.draw`; without it the RMSE is least.
+        seed: of the blur.
     """
     order = sorted(range(len(guesses)), key=lambda i: len(guesses[i]))
     wanted = [Wanted(len(g), species=tuple(g.species.tolist()), guess=g) for g in (guesses[i].reduced() for i in order)]
     made: list[Crystal] = list(guesses)
     for number, rows in enumerate(batches_of(wanted)):
-        some = draw(flow, [wanted[i] for i in rows], steps=steps, seed=seed, number=number, from_prototypes=True)
+        some = draw(
+            flow, [wanted[i] for i in rows], steps=steps, seed=seed, number=number, from_prototypes=True, blur=blur
+        )
         for i, crystal in zip(rows, some, strict=True):
             before = guesses[order[i]]
             try:
@@ -98,10 +103,12 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--reference", required=True, help="set of structures; known are those of its train part")
     parser.add_argument("--part", default="test", choices=["test", "val"])
     parser.add_argument("--most", type=int, default=0, help="structures to predict, 0 for the whole part")
-    parser.add_argument("--prototypes", type=int, default=10, help="prototypes of each")
+    parser.add_argument("--prototypes", type=int, default=5, help="prototypes of each")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--slope", type=float, help="of the annealed velocity; the checkpoint's own if absent")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, WEIGHT, float("inf")], help="of the doubt")
+    parser.add_argument("--draws", type=int, default=2, help="of the noise, for the doubt")
+    parser.add_argument("--noise", action="store_true", help="rows from noise, too")
     parser.add_argument("--num", type=int, default=5, help="candidates that count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="crystals_prototypes.csv", help="a row for each candidate")
@@ -120,38 +127,48 @@ def main(words: Sequence[str] | None = None) -> None:
     guesses = substitute(cells, known, given.prototypes)
     flat = [g for some in guesses for g in some]
     after = _split(refined(flow, flat, steps=given.steps, seed=given.seed), guesses)
-    sure = {
-        "substitution": _split(doubts(flow, flat).tolist(), guesses),
-        "flow from prototype": _split(doubts(flow, [c for some in after for c in some]).tolist(), guesses),
+    own = candidates(flow, cells, given.num, seed=given.seed) if given.noise else [[] for _ in cells]
+    pools = {"substitution": guesses, "flow from prototype": after, "flow from noise": own}
+    found = {
+        name: judge(name, some, truth, max(given.num, given.prototypes), workers=1) for name, some in pools.items()
     }
-    judged = []
+    rows_of: dict[str, NDArray[np.float64]] = {}
     lines = ["truth,rank,method,atoms,distance,doubt,published,strict"]
-    for name, some in (("substitution", guesses), ("flow from prototype", after)):
-        every = judge(name, some, truth, given.prototypes, workers=1)
+    for name, some in pools.items():
+        rms = found[name].rms
+        sure = _split(doubts(flow, [c for g in some for c in g], draws=given.draws).tolist(), some)
         for i, group in enumerate(some):
             for k, crystal in enumerate(group):
-                values = ",".join(f"{v:.5f}" for v in every.rms[i, k])
-                distance = crystal.labels["distance"]
-                lines.append(f"{i},{k},{name},{len(crystal)},{distance:.4f},{sure[name][i][k]:.5f},{values}")
+                values = ",".join(f"{v:.5f}" for v in rms[i, k])
+                distance = crystal.labels.get("distance", float("nan"))
+                lines.append(f"{i},{k},{name},{len(crystal)},{distance:.4f},{sure[i][k]:.5f},{values}")
+        if name == "flow from noise":
+            rows_of[name] = rms
+            continue
+        named = [[Crystal(c.species, c.frac, c.cell, str(k), c.labels) for k, c in enumerate(g)] for g in some]
         for weight in given.weights:
-            place = ranked(
-                [[Crystal(c.species, c.frac, c.cell, str(k), c.labels) for k, c in enumerate(g)] for g in some],
-                sure[name],
-                weight,
-            )
-            rms = np.full_like(every.rms[:, : given.num], np.nan)
-            for i, group in enumerate(place):
-                for k, crystal in enumerate(group[: given.num]):
-                    rms[i, k] = every.rms[i, int(crystal.name)]
             word = {0.0: "by distance", float("inf"): "by doubt"}.get(weight, f"by distance + {weight:g} log doubt")
-            pooled = np.stack([best_of(rms[:, :, m], given.num) for m in range(rms.shape[2])], -1)
-            judged.append(type(every)(f"{name}, {word}", rms, pooled, every.timed_out, every.valid, every.missing))
+            chosen = np.full_like(rms, np.nan)
+            for i, group in enumerate(ranked(named, sure, weight)):
+                chosen[i, : len(group)] = rms[i, [int(c.name) for c in group]]
+            rows_of[f"{name}, {word}"] = chosen
+    if given.noise:  # the last of the candidates from noise, and all where there is no prototype
+        for name in ("substitution", "flow from prototype"):
+            mixed = rows_of[f"{name}, by distance"].copy()
+            noise = found["flow from noise"].rms
+            for i, templates in enumerate(guesses):
+                first = min(len(templates), given.num - 1)
+                mixed[i, first : given.num] = noise[i, : given.num - first]
+            rows_of[f"{name}, last from noise"] = mixed
+    judged = []
+    for name, rms in rows_of.items():
+        judged.append(Judged(name, rms[:, : given.num], rms[:, 0]))
     judged.append(
         judge("random atoms", predict("random", cells, given.num, seed=given.seed), truth, given.num, workers=1)
     )
     write_text(Path(given.out), "\n".join(lines) + "\n")
-    columns, table, notes = prediction_table(judged)
-    show(columns, table, f"{given.reference}, {given.part}: {len(truth)} structures", notes)
+    columns, table, notes = prediction_table(judged)  # without METRe, which would need pairs across truths
+    show(columns[:-1], [row[:-1] for row in table], f"{given.reference}, {given.part}: {len(truth)} structures", notes)
 
 
 def _split(flat: Sequence[Any], like: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -1,6 +1,7 @@
 """Crystals from a trained flow: a composition given, none, a sublattice held, or a guessed prototype to be refined."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ __all__ = ["STEPS", "Wanted", "batches_of", "draw", "least_doubted"]
 
 STEPS = 50
 """Of sampling, where nobody says otherwise."""
-PAIRS = 40_000
-"""Pairs of atoms in a batch, what memory and time grow with."""
+PAIRS = 8_000
+"""Pairs of atoms in a batch: what a core keeps in its cache."""
 BLUR = 0.02
 """Of a guess before a flow that was trained on guesses, as in its training."""
 REFINE_FROM = 0.6
@@ -72,6 +73,7 @@ def draw(
     seed: int = 0,
     number: int = 0,
     from_prototypes: bool = False,
+    blur: float = BLUR,
     callback: Callable[[], Any] | None = None,
 ) -> list[Crystal]:
     """Crystals of one batch, atoms in the order wanted.
@@ -82,6 +84,7 @@ def draw(
         steps: of sampling.
         seed, number: of the run and of the batch: the same two give the same crystals.
         from_prototypes: the flow was trained to start from guesses; otherwise a guess is noised to a middle time.
+        blur: of a guess before such a flow: what makes its crystals differ.
         callback: called after every step.
     """
     generator = generator_of(seed, number)
@@ -108,7 +111,7 @@ def draw(
         elif from_prototypes:
             from manifoldflow.tasks.crystals.batches import start_from
 
-            options["x0"] = start_from(guesses, BLUR, generator)
+            options["x0"] = start_from(guesses, blur, generator)
             options["cond"] = {"prototype": torch.ones(len(mask))}
         else:
             start = REFINE_FROM
@@ -127,7 +130,7 @@ def draw(
         options["steps"] = steps
     moved = {k: v.to(device) for k, v in known.items()}
     masks = {k: v.to(device) for k, v in where.items()}
-    with torch.no_grad():
+    with torch.no_grad(), _slope(flow, "cond" not in options):
         x = flow.sample(
             tuple(mask.shape),
             mask=mask.to(device),
@@ -148,6 +151,21 @@ def draw(
             crystal = Crystal(np.zeros(0, np.int64), np.zeros((0, 3)), np.zeros((3, 3)))
         crystals.append(crystal)
     return crystals
+
+
+@contextmanager
+def _slope(flow: mf.Flow, kept: bool) -> Iterator[None]:
+    """Within, velocities are as learned unless ``kept``: annealed ones overshoot where the start is near already."""
+    from manifoldflow.tasks.crystals.flow import annealed
+
+    before = dict(flow.path)
+    try:
+        if not kept:
+            annealed(flow, 0.0)
+        yield
+    finally:
+        for name, path in before.items():
+            flow.path[name] = path
 
 
 def least_doubted(flow: mf.Flow, crystals: Sequence[Crystal], choose: int) -> list[Crystal]:
