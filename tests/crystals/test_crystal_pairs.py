@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from manifoldflow.tasks.crystals.baselines import Substitution
+import manifoldflow as mf
+from manifoldflow.tasks.crystals.baselines import Substitution, relatives
 from manifoldflow.tasks.crystals.batches import Guesses, start_from, state_of, training_batches
+from manifoldflow.tasks.crystals.denovo import kept_apart
 from manifoldflow.tasks.crystals.elements import ELEMENTS
-from manifoldflow.tasks.crystals.flow import CrystalConfig, build
+from manifoldflow.tasks.crystals.flow import CrystalConfig, annealed, build
 from manifoldflow.tasks.crystals.model import NetworkConfig
 from manifoldflow.tasks.crystals.pairs import axis_changes, guess_pairs, laid_over
 from manifoldflow.tasks.crystals.picking import doubt
@@ -148,3 +150,39 @@ def test_guesses_after_the_flow_are_the_same_compounds_ranked_as_asked():
 
     assert order(0) == ["0", "1", "2", "3"] and order(float("inf")) == ["1", "2", "0", "3"]
     assert order(0.7)[0] == "1"  # 1 + 0.7 log 0.1 = -0.61 before 0, and 2 + 0.7 log 0.2 = 0.87
+
+
+def test_relatives_are_new_compounds_of_like_elements_in_known_structures():
+    known = [perovskite(37, 21, 7), perovskite(55, 39, 8, 4.2), perovskite(19, 40, 16), perovskite(3, 22, 34)]
+    made = relatives(known, 20, seed=1, nearest=3)
+    assert len(made) == 20 and not {c.formula for c in made} & {c.formula for c in known}
+    assert all(c.anonymous == (1, 1, 3) and c.labels["parent"] in {k.name for k in known} for c in made)
+    again = relatives(known, 20, seed=1, nearest=3)
+    assert all(np.array_equal(a.species, b.species) for a, b in zip(made, again, strict=True))
+
+
+def test_crystals_with_close_contacts_are_drawn_again_and_counted():
+    good, bad = perovskite(37, 21, 7, 4.0), perovskite(37, 21, 7, 2.0)
+    seeds = []
+
+    def drawn(num: int, seed: int) -> list[Crystal]:
+        seeds.append(seed)
+        return [good, bad] * (num // 2)
+
+    made, tried = kept_apart(drawn, 6, 0.7, seed=3)
+    assert [c is good for c in made] == [True] * 6 and tried == 12 and seeds == [3, 1003]
+    assert kept_apart(drawn, 6, 0.0)[1] == 6
+    assert kept_apart(lambda num, seed: [bad] * num, 4, 0.7, rounds=3) == ([], 12)
+
+
+def test_a_start_from_a_guess_is_not_annealed_and_the_flow_keeps_its_slope():
+    torch.manual_seed(0)
+    flow = build(CrystalConfig(network=NetworkConfig(width=16, layers=1), anneal=8.0))
+    with torch.no_grad():
+        for parameter in flow.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    guess = replace(low_symmetry(3), labels={"distance": 0.0})
+    made = refined(flow, [guess], steps=3)[0]
+    assert flow.path["frac"].sample_schedule == mf.Annealed(8.0)
+    plain = refined(annealed(flow, 0.0), [guess], steps=3)[0]
+    assert np.array_equal(made.frac, plain.frac) and not np.allclose(made.frac, guess.frac)
