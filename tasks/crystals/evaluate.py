@@ -187,7 +187,7 @@ def judge_set(
     charges = [composition_of(crystal.formula) for crystal in samples]
     result: dict[str, Any] = {"samples": len(samples), "reference": len(reference)}
     result["valid_structures"] = int(mine.is_valid.sum())
-    result["valid_compositions"] = sum(c.is_valid for c in charges)
+    result["valid_compositions"] = sum(bool(c.is_valid) for c in charges)
     result["unknown_compositions"] = sum(not c.is_known for c in charges)
     result["contact_above_0.7"] = int((mine.contact >= 0.7).sum())
     good = mine.is_valid & np.array([c.is_valid for c in charges])
@@ -202,7 +202,7 @@ def judge_set(
     if known is not None:
         rows = known_of(samples, known, workers=workers, timeout=timeout)
         result["novel"] = sum(row is None for row in rows)
-        result["unique_and_novel"] = sum(row is None and first[i] == i for i, row in enumerate(rows))
+        result["unique_and_novel"] = sum(bool(row is None and first[i] == i) for i, row in enumerate(rows))
     result["space_groups"] = histogram(space_groups(samples, tolerance))
     result["space_groups_of_reference"] = histogram(space_groups(reference, tolerance))
     result["space_group_tolerance"] = tolerance

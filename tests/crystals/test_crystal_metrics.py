@@ -173,6 +173,8 @@ def test_a_set_covers_itself_and_not_another() -> None:
         assert np.allclose(a, b, atol=1e-6)
     assert metrics.coverage(others, some, (0.1, 0.1))[:2] == (0.0, 0.0)
     found = judge_set(turned, some, some, workers=1)
+    json.dumps(found)  # plain numbers: it goes into a file
+    json.dumps(judge_set(turned, some, some[:1], workers=1))
     assert found["unique"] == 10 and found["novel"] == 0 and found["density_distance"] < 1e-4
 
 
