@@ -53,8 +53,9 @@ def test_every_variant_comes_close_to_the_reward(options):
     before = model.total_variation(every)
     model = fit(model, [{"size": 24}], config(100, 1e-2), out=None)
     after = model.total_variation(every)
-    assert after < (0.65 if "heads" in options else 0.45) * before, (before, after)
-    assert abs(float(model.log_z.detach()) - env.log_z) < 0.6
+    # Of three seeds of every variant the worst ratio was 0.16 and the worst log Z 0.08 off (Thompson: 0.06 and 0.03).
+    assert after < 0.25 * before, (before, after)
+    assert abs(float(model.log_z.detach()) - env.log_z) < 0.2
 
 
 class WithoutPaths(gf.Hypergrid):
