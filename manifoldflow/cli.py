@@ -18,7 +18,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, PackageNotFoundError, metadata
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from manifoldflow.registry import find_tasks, load_task
@@ -170,8 +170,23 @@ def _run(function: Callable[..., Any], prog: str, example: str, words: list[str]
         raise ValueError(f"{_parse_message(error, parser)} (options: {prog} --help)") from error
     # instantiate_classes is the name before jsonargparse 4.49
     values = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(parsed)
-    result = function(**{name: values[name] for name in inspect.signature(function).parameters})
+    try:
+        result = function(**{name: values[name] for name in inspect.signature(function).parameters})
+    except ModuleNotFoundError as error:
+        raise _with_extra(error, prog.split()[-1]) from error
     return int(getattr(result, "exit_code", 0))
+
+
+def _with_extra(error: ModuleNotFoundError, task: str) -> ImportError:
+    """The same error with the words that install what is missing, if it is a package of the task's extra."""
+    missing = (error.name or "").partition(".")[0]
+    try:
+        extras = metadata(PROG).get_all("Provides-Extra") or []
+    except PackageNotFoundError:  # a checkout that was not installed
+        extras = [task]
+    if missing in ("", PROG) or task not in extras or "pip install" in str(error):
+        return error
+    return ImportError(f'{error}; {task} need more than the library itself: pip install "{PROG}[{task}]"')
 
 
 def _underscored(word: str) -> str:

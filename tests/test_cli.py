@@ -265,6 +265,16 @@ def test_debug_shows_the_traceback_and_the_same_last_line(toy: Recorder, capsys:
     assert err.startswith("Traceback") and err.endswith("\nerror: wrong\n")
 
 
+def test_a_package_that_is_missing_comes_with_what_to_install() -> None:
+    for name, task, hint in (
+        ("spglib.core", "crystals", 'pip install "manifoldflow[crystals]"'),
+        ("manifoldflow.nowhere", "crystals", ""),
+        ("spglib", "toy", ""),
+    ):
+        told = str(cli._with_extra(ModuleNotFoundError(f"No module named {name!r}", name=name), task))
+        assert told.startswith(f"No module named {name!r}") and ("pip install" in told) == bool(hint) and hint in told
+
+
 def test_interrupt_is_one_line_and_exit_code_130(toy: Recorder, capsys: Captured) -> None:
     toy.raises = KeyboardInterrupt()
     assert cli.main(["train", "toy", "--data", "d"]) == 130
