@@ -176,6 +176,7 @@ def embed(
         molecule = Chem.AddHs(molecule)
         settings = AllChem.ETKDGv3()  # type: ignore[attr-defined]
         settings.randomSeed, settings.pruneRmsThresh = seed + number, 0.1 if each > 1 else -1.0
+        settings.maxIterations = 20  # without a bound, a graph that fits no space is tried for minutes
         kept = list(AllChem.EmbedMultipleConfs(molecule, each, settings))  # type: ignore[attr-defined]
         if kept and relax and AllChem.MMFFHasAllMoleculeParams(molecule):  # type: ignore[attr-defined]
             AllChem.MMFFOptimizeMoleculeConfs(molecule, maxIters=500)  # type: ignore[attr-defined]
