@@ -167,6 +167,9 @@ def in_parallel(
         missing: see there.
         alone: with one worker, work in this process, which saves the start of another.
         progress: what a bar is called; None shows none.
+
+    Raises:
+        RuntimeError: the processes cannot start, as below a script without ``if __name__ == "__main__":``.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -195,6 +198,8 @@ def in_parallel(
             pool = ProcessPoolExecutor(min(workers, len(waiting)), mp_context=multiprocessing.get_context("spawn"))
             running: dict[Future[list[Any]], int] = {}
             try:
+                if len(waiting) == len(starts):
+                    _check_start(pool)
                 is_stuck = False
                 while (waiting or running) and not is_stuck:
                     while waiting and len(running) < workers:
@@ -222,6 +227,17 @@ def in_parallel(
                     process.kill()
                 pool.shutdown(wait=not running, cancel_futures=True)
     return results
+
+
+def _check_start(pool: ProcessPoolExecutor) -> None:
+    """A process that cannot start would be taken for one that its piece has stopped, and every result be missing."""
+    try:
+        pool.submit(cores).result()
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "the processes that share the work could not start: in a script of your own, put what it does below "
+            'if __name__ == "__main__":, because each of them reads the script again'
+        ) from None
 
 
 def match_pairs(

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,17 @@ def test_a_pair_that_takes_too_long_is_given_up_and_the_rest_goes_on(monkeypatch
 def test_processes_that_hang_are_stopped_and_the_rest_is_done() -> None:
     found = in_parallel(sleepy, [600.0, 0.0, 0.0], workers=2, chunk=1, seconds=10.0, missing="given up")
     assert found == ["given up", "done", "done"]
+
+
+def test_a_script_that_its_processes_would_run_again_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "from manifoldflow.tasks.crystals.matching import in_parallel\n"
+        "def same(piece):\n    return piece\n"
+        "print(in_parallel(same, [1, 2], workers=2, chunk=1))\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and ended.stderr.rstrip().splitlines()[-1].startswith("RuntimeError: the processes")
 
 
 def test_rates_are_counted_by_hand() -> None:
