@@ -39,6 +39,7 @@ test: $(STAMP)  ## run the tests
 
 lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## compare speed and accuracy with other libraries in one run

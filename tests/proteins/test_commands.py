@@ -212,7 +212,12 @@ def test_files_of_an_earlier_run_are_replaced_or_kept_but_never_in_silence(
         (["--out", "{}/good.pdb"], ["good.pdb: is a file, expected a folder"]),
         (
             ["--checkpoint", "protein"],
-            ["no checkpoint 'protein'", "the embedded ones are ", "dna_ctcf_pu1, dna_promoters", "proteins, proteins_reflow"],
+            [
+                "no checkpoint 'protein'",
+                "the embedded ones are ",
+                "dna_ctcf_pu1, dna_promoters",
+                "proteins, proteins_reflow",
+            ],
         ),
         (["--checkpoint", "{}/good.pdb"], ["good.pdb: cannot be read as a checkpoint"]),
     ],
