@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from manifoldflow.checkpoint import data_path
@@ -76,7 +77,7 @@ def single_points(
                 rows.append(i)
                 graphs.append(graph)
         if graphs:
-            with quiet():
+            with quiet(), torch.no_grad():  # the network keeps what forces need otherwise: gigabytes of a few hundred crystals
                 found = potential.predict_graph(graphs, task="e", batch_size=batch)
             energies[rows] = [float(one["e"]) for one in ([found] if isinstance(found, dict) else found)]
         if progress is not None:
