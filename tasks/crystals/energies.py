@@ -77,7 +77,8 @@ def single_points(
                 rows.append(i)
                 graphs.append(graph)
         if graphs:
-            with quiet(), torch.no_grad():  # the network keeps what forces need otherwise: gigabytes of a few hundred crystals
+            # Without a graph: what forces would need is gigabytes of a few hundred crystals.
+            with quiet(), torch.no_grad():
                 found = potential.predict_graph(graphs, task="e", batch_size=batch)
             energies[rows] = [float(one["e"]) for one in ([found] if isinstance(found, dict) else found)]
         if progress is not None:
