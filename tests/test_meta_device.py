@@ -432,3 +432,33 @@ def test_molecules_of_fragments_and_atoms_train_and_sample_without_a_loop_over_t
         counts.append(seen.count)
     check([p.grad for p in model.parameters()], "a gradient")
     assert counts[0] == counts[1]
+
+
+# ---------------------------------------------------------------- energies
+
+
+@pytest.mark.parametrize("method", ["tb", "guided", "kl", "annealed kl, learned way back"])
+@pytest.mark.parametrize("space", ["torus", "so3", "euclidean"])
+def test_samplers_of_energies_train_and_sample_on_the_device(space, method, monkeypatch):
+    from manifoldflow import energies as en
+
+    class Seeded:  # meta tensors have no generator; None stands for it
+        def __init__(self, device=None):
+            self.manual_seed = lambda seed: None
+
+    monkeypatch.setattr(torch, "Generator", Seeded)
+    where = SPACES[space]
+    energy = en.Energy(lambda x: x.flatten(1).cos().sum(-1), where)
+    control = en.MlpControl(where, width=8)
+    options = {
+        "tb": {"loss": en.bounded_balance(), "search_every": 2, "search_moves": 6, "search_size": B},
+        "guided": {"loss": mf.gflownet.losses.subtrajectory_balance(0.9), "guided": True},
+        "kl": {"loss": "kl", "guided": True},
+        "annealed kl, learned way back": {"loss": "kl", "anneal_steps": 5, "back": en.MlpControl(where, width=8)},
+    }[method]
+    sampler = en.DiffusionSampler(energy, en.Brownian(where, 1.0), control, en.grid(3), **options).to(META)
+    for _ in range(4):  # from itself, from the buffer, after a search
+        sum(sampler.loss_of(sampler.draw(B)).values()).backward()
+    check([p.grad for p in sampler.parameters()], "a gradient")
+    made = sampler.weighted(B)
+    check((made.x, made.log_weight), "a weighted sample")

@@ -166,7 +166,7 @@ class DiffusionSampler(Balance):
         self.log_z_known = False
         self.anneal_steps, self.anneal_from = anneal_steps if by_divergence else 0, anneal_from
         self.replay = Replay(capacity, sharpness)
-        self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.drawn = 0
         self.search_step = torch.tensor(0.1)
 
     # ---------------------------------------------------------------- trajectories
@@ -200,9 +200,7 @@ class DiffusionSampler(Balance):
             size: number of them.
             generator: of every random draw.
         """
-        counter: Any = self.drawn
-        number = int(counter)
-        counter.fill_(number + 1)
+        number, self.drawn = self.drawn, self.drawn + 1
         if self.by_divergence:
             host = "cpu" if generator is None else generator.device
             return Seed(size, number, int(torch.randint(2**31, (), generator=generator, device=host)))
@@ -220,7 +218,8 @@ class DiffusionSampler(Balance):
             drawn = Drawn(made, reward)
             if number == 0 and not self.log_z_known:
                 first = -gap(self.scores(drawn))  # type: ignore[arg-type]
-                self.log_z.data.fill_(float(log_mean(first[first.isfinite()])))
+                some = first.isfinite()
+                self.log_z.data.copy_(first.masked_fill(~some, -torch.inf).logsumexp(0) - some.sum().log())
             return drawn
 
     @torch.no_grad()
@@ -254,12 +253,14 @@ class DiffusionSampler(Balance):
         self.search_step = step
 
     def training_state(self) -> dict[str, Any]:
-        """What a continued run needs besides the weights: the buffer, the step of its search, and the count of energy calls."""
+        """What a continued run needs besides the weights: the buffer, the step of its search, and the counts of draws and of
+        energy calls."""
         return {
             "states": dict(self.replay.states),
             "log_reward": self.replay.log_reward,
             "search_step": self.search_step,
             "calls": self.energy.calls,
+            "drawn": self.drawn,
         }
 
     def load_training_state(self, state: dict[str, Any]) -> None:
@@ -267,6 +268,7 @@ class DiffusionSampler(Balance):
         if state["states"]:
             self.replay.add(like(dict(state["states"]), self.reference.spaces), state["log_reward"])
         self.search_step, self.energy.calls = state["search_step"], int(state["calls"])
+        self.drawn = int(state.get("drawn", self.drawn))
 
     # ---------------------------------------------------------------- losses
 

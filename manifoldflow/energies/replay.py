@@ -29,8 +29,10 @@ class Replay:
 
     def add(self, x: State, log_reward: Tensor) -> None:
         """Keep states ``(B, ...)`` that have any mass."""
-        rows = log_reward.isfinite().nonzero().squeeze(1)
-        fresh, log_reward = {n: v.detach()[rows] for n, v in fields(x).items()}, log_reward.detach()[rows]
+        fresh, log_reward = {n: v.detach() for n, v in fields(x).items()}, log_reward.detach()
+        if log_reward.device.type == "cpu":  # elsewhere, without waiting for the device, they stay and are not drawn
+            rows = log_reward.isfinite().nonzero().squeeze(1)
+            fresh, log_reward = {n: v[rows] for n, v in fresh.items()}, log_reward[rows]
         if not self.states:
             self._kind, self.states, self.log_reward = x, fresh, log_reward
         else:
@@ -44,6 +46,7 @@ class Replay:
         n = len(self)
         order = self.log_reward.argsort(descending=True)
         weight = 1 / (self.sharpness * n + torch.arange(n, dtype=torch.float64, device=order.device))
+        weight = torch.where(self.log_reward[order].isfinite(), weight, 1e-300)
         rows = order[torch.multinomial(weight, count, replacement=True, generator=generator)]
         states = like({name: v[rows] for name, v in self.states.items()}, self._kind)
         return map_state(lambda v: v, states), self.log_reward[rows]

@@ -78,7 +78,7 @@ def test_training_leaves_a_model_its_curve_over_calls_and_a_report(trained):
     assert report["training_calls"] == 32 * 8 == int(rows[-1]["calls"])  # every other step is one of the buffer
     assert report["target"] == "sphere3" and report["calls"] == 300 and report["best_step"] in (8, 16)
     model = mf.load(trained)
-    assert model.builder == commands.BUILDER and model.config["target"] == "sphere3" and int(model.drawn) == 16
+    assert model.builder == commands.BUILDER and model.config["target"] == "sphere3"
     assert model.sample(5).shape == (5, 3)
 
 
