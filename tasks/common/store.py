@@ -94,13 +94,17 @@ class FolderWriter:
                 file.close()
             if kind is None:
                 self._publish(rows)
-        except OSError as fault:  # a full disk names no file of itself
-            fault.filename = fault.filename or str(self.folder)
+        except OSError as fault:
+            self._name(fault)
             raise
         finally:
-            if isinstance(error, OSError):
-                error.filename = error.filename or str(self.folder)
+            self._name(error)
             shutil.rmtree(self.temporary, ignore_errors=True)
+
+    def _name(self, error: BaseException | None) -> None:
+        """A full disk names no file of itself; an error of our own (without a number) has its own words."""
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(self.folder)
 
     def _publish(self, rows: int) -> None:
         offset = np.cumsum([0] + [entry["length"] for entry in self.entries], dtype=np.int64)

@@ -288,7 +288,7 @@ def test_preparing_goes_on_past_bad_files_and_lists_them(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     assert "5 crystals" in printed and "2 left out" in printed
     assert prepare(str(folder), str(tmp_path / "set"), max_atoms=400).crystals == 6
-    with pytest.raises(ValueError, match="no crystal is left of 1 files"):
+    with pytest.raises(ValueError, match="no crystal is left of 1 file;"):
         prepare(str(folder / "broken.cif"), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="max_atoms must be at least 1"):
