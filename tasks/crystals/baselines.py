@@ -6,7 +6,7 @@ solves most of what databases hold.
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -146,9 +146,7 @@ class Substitution:
     ) -> None:
         self.known, self.other_size = known, other_size
         self._sizes = np.array(known.lengths if hasattr(known, "lengths") else [len(c) for c in known])
-        period, group = period_and_group()
-        eager = np.nan_to_num(ELECTRONEGATIVITY, nan=4.5)
-        self.features = np.stack([group, period, eager, COVALENT], 1) * np.array(weights)
+        self.features = element_features(weights)
         rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
         elements: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
         for i in range(len(known)):
@@ -219,6 +217,28 @@ def exchange(template: Crystal, mapping: dict[int, int]) -> Crystal:
     return replace(template, species=species, cell=template.cell * scale ** (1 / 3))
 
 
+def element_features(weights: tuple[float, float, float, float] = (1.0, 0.5, 1.0, 1.0)) -> NDArray[np.float64]:
+    """What tells elements apart, by species number ``(ELEMENTS, 4)``: group, period, electronegativity and covalent radius
+    (angstrom) times ``weights``. The L1 distance of two rows is the distance of two elements."""
+    period, group = period_and_group()
+    eager = np.nan_to_num(ELECTRONEGATIVITY, nan=4.5)
+    return np.stack([group, period, eager, COVALENT], 1) * np.array(weights)
+
+
+def alike(known: Iterable[Crystal], nearest: int = 6) -> NDArray[np.int64]:
+    """For every species number the ``nearest`` elements of ``known`` most like it, itself first, ``(ELEMENTS, nearest)``.
+
+    An element that ``known`` lacks stands for itself alone.
+    """
+    features = element_features()
+    present = np.unique(np.concatenate([np.unique(c.species) for c in known]))
+    apart = np.abs(features[present][:, None] - features[present]).sum(-1)
+    table = np.repeat(np.arange(len(features))[:, None], nearest, 1)
+    order = present[np.argsort(apart, axis=1, kind="stable")[:, :nearest]]
+    table[present, : order.shape[1]] = order
+    return table
+
+
 def relatives(known: Sequence[Crystal], num: int, seed: int = 0, nearest: int = 6) -> list[Crystal]:
     """New compounds without a model: known structures, each element exchanged for one of those most like it.
 
@@ -233,11 +253,8 @@ def relatives(known: Sequence[Crystal], num: int, seed: int = 0, nearest: int = 
         Crystals of formulas that are not in the set, volumes scaled by the radii.
     """
     rng = np.random.default_rng(seed)
-    rule = Substitution(known)
+    near = alike(known, nearest)
     formulas = {c.formula for c in known}
-    present = np.unique(np.concatenate([np.unique(c.species) for c in known]))
-    apart = np.abs(rule.features[present][:, None] - rule.features[present]).sum(-1)
-    near = {int(s): present[np.argsort(row, kind="stable")[:nearest]] for s, row in zip(present, apart, strict=True)}
     made: list[Crystal] = []
     for _ in range(50 * num):
         if len(made) == num:

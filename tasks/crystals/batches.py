@@ -1,6 +1,6 @@
 """Crystals as a flow's batches: cells per atom, crystals of like size together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,8 @@ from torch import Tensor
 import manifoldflow as mf
 from manifoldflow.manifolds.spd import matrix_exp, matrix_log, symmetric_basis
 from manifoldflow.tasks.common.seeds import generator_of
-from manifoldflow.tasks.crystals.elements import ELEMENTS
+from manifoldflow.tasks.crystals.conditions import SPACE_GROUP, hide
+from manifoldflow.tasks.crystals.elements import COVALENT, ELEMENTS
 from manifoldflow.tasks.crystals.structure import Crystals
 
 
@@ -112,37 +113,100 @@ class Guesses(NamedTuple):
     blur: float = 0.02
 
 
+class Exchange(NamedTuple):
+    """Augmentation: training crystals whose elements are each exchanged for one like it, volumes scaled by the radii.
+
+    What substitution, the rule, knows is so taught to the flow: a structure mostly stays one when its elements change a little.
+
+    Args:
+        alike: for every species number those that may stand for it, ``(ELEMENTS, k)``, itself among them; see
+            :func:`manifoldflow.tasks.crystals.baselines.alike`.
+        share: of the crystals.
+    """
+
+    alike: Tensor
+    share: float = 0.5
+
+
+def exchanged(
+    crystals: Crystals, exchange: Exchange, generator: torch.Generator | None = None
+) -> tuple[Crystals, Tensor]:
+    """The crystals, a share of them with other elements, and which those are, bool ``(B,)``.
+
+    No element stands for two others: where the draw would have it so, the crystal stays as it was.
+    """
+    alike, mask = exchange.alike, crystals.mask
+    batch, (elements, choices) = len(mask), alike.shape
+    pick = torch.randint(choices, (batch, elements, 1), generator=generator)
+    becomes = alike.expand(batch, -1, -1).gather(2, pick).squeeze(-1)  # (B, ELEMENTS)
+    present = torch.zeros(batch, elements, dtype=torch.bool).scatter_(
+        1, crystals.species.where(mask, crystals.species[:, :1]), True
+    )
+    taken = torch.zeros(batch, elements, dtype=torch.int64).scatter_add_(1, becomes, present.long())
+    species = torch.where(mask, becomes.gather(1, crystals.species), crystals.species)
+    radii = torch.as_tensor(COVALENT, dtype=crystals.lattice.dtype).pow(3)
+    size = [(radii[s] * mask).sum(-1) for s in (species, crystals.species)]
+    is_new = (taken <= 1).all(1) & (torch.rand(batch, generator=generator) < exchange.share)
+    is_new &= (species != crystals.species).any(1)
+    lattice = crystals.lattice * (size[0] / size[1]).pow(2 / 3)[:, None, None]
+    made = Crystals(
+        torch.where(is_new[:, None], species, crystals.species),
+        crystals.frac,
+        torch.where(is_new[:, None, None], lattice, crystals.lattice),
+        mask,
+    )
+    return made, is_new
+
+
 def training_batches(
-    crystals: Crystals, batch: int, max_pairs: int, seed: int = 0, guesses: Guesses | None = None
+    crystals: Crystals,
+    batch: int,
+    max_pairs: int,
+    seed: int = 0,
+    guesses: Guesses | None = None,
+    exchange: Exchange | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
+    hidden: float = 0.5,
 ) -> Any:
     """A function for :func:`manifoldflow.training.fit`: from a number to the batches from there on.
 
     With ``guesses`` a share of the batches starts from them (``x0``), and all are told which they are
-    (``cond={"prototype": ...}``).
+    (``cond={"prototype": 1}``, 0 otherwise). With ``exchange`` a share of the other crystals gets other elements and is told so
+    by -1; their ``conditions`` but the space group are then unknown. Every condition is hidden with probability ``hidden``.
     """
     sized = SizedBatches(crystals.mask.sum(-1).tolist(), batch, max_pairs, seed)
-    if guesses is None:
-        told = None
-    else:
+    told = None
+    if guesses is not None:
         told = SizedBatches(guesses.crystals.mask.sum(-1).tolist(), batch, max_pairs, seed + 1)
 
     def batches(start: int) -> Iterator[dict[str, Any]]:
-        if guesses is None or told is None:
-            for rows in sized.from_number(start):
-                some = trimmed(crystals.rows(torch.as_tensor(rows)))
-                yield {"x": state_of(some), "mask": some.mask}
-            return
-        plain, paired = sized.from_number(start), told.from_number(start)
+        plain = sized.from_number(start)
+        paired = told.from_number(start) if told is not None else None
         number = start
         while True:
-            is_paired = np.random.default_rng((seed, 7, number)).random() < guesses.share
-            own, pairs = torch.as_tensor(next(plain)), torch.as_tensor(next(paired))
-            some = trimmed(crystals.rows(guesses.rows[pairs] if is_paired else own))
-            made: dict[str, Any] = {"x": state_of(some), "mask": some.mask}
-            if is_paired:
-                made["x0"] = start_from(trimmed(guesses.crystals.rows(pairs)), guesses.blur, generator_of(seed, number))
-            made["cond"] = {"prototype": torch.full((len(some.mask),), float(is_paired))}
-            yield made
+            generator = generator_of(seed, number)
+            rows, made, is_paired = torch.as_tensor(next(plain)), {}, False
+            is_new: Tensor | None = None
+            if guesses is not None and paired is not None:
+                pairs = torch.as_tensor(next(paired))
+                is_paired = bool(np.random.default_rng((seed, 7, number)).random() < guesses.share)
+                rows = guesses.rows[pairs] if is_paired else rows
+            some = trimmed(crystals.rows(rows))
+            if guesses is not None and is_paired:
+                made["x0"] = start_from(trimmed(guesses.crystals.rows(pairs)), guesses.blur, generator)
+            elif exchange is not None:
+                some, is_new = exchanged(some, exchange, generator)
+            cond: dict[str, Tensor] = {}
+            if guesses is not None or exchange is not None:
+                cond["prototype"] = torch.full((len(some.mask),), float(is_paired))
+            if is_new is not None:  # told apart, so that samples are like the real ones
+                cond["prototype"] = cond["prototype"].masked_fill(is_new, -1.0)
+            if conditions:
+                values = {name: value[rows] for name, value in conditions.items()}
+                if is_new is not None:
+                    values = {n: v if n == SPACE_GROUP else v.masked_fill(is_new, torch.nan) for n, v in values.items()}
+                cond |= hide(values, hidden, generator)
+            yield {"x": state_of(some), "mask": some.mask, **made} | ({"cond": cond} if cond else {})
             number += 1
 
     return batches

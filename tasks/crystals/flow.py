@@ -37,6 +37,9 @@ class CrystalConfig:
         noise: of the interpolant, in turns; largest and smallest of the diffusion: 0.5 and ``least_noise``.
         least_noise: smallest noise of the diffusion, in turns.
         accuracy_steps: observations of the Bayesian flow.
+        conditions: what a crystal may be asked to be ("space_group", "energy_above_hull", "band_gap"), any of them or none at a
+            time; filled in by ``train --conditions``.
+        condition_mean, condition_scale: of the conditions that are numbers, in their order.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -51,6 +54,9 @@ class CrystalConfig:
     noise: float = 0.05
     least_noise: float = 0.003
     accuracy_steps: int = 1000
+    conditions: tuple[str, ...] = ()
+    condition_mean: tuple[float, ...] = ()
+    condition_scale: tuple[float, ...] = ()
 
 
 def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
@@ -73,6 +79,7 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
         lattice_mean=c.cell_mean,
         lattice_scale=scale,
         affine=c.cell == "affine",
+        conditions=(c.conditions, c.condition_mean, c.condition_scale),
     )
     flow = mf.Flow(
         spaces={

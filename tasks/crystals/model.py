@@ -6,6 +6,7 @@ atoms. Everything is dense and padded: ``(B, N, N)`` pairs and a mask.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.spd import matrix_exp, matrix_log, symmetric_basis
+from manifoldflow.tasks.crystals.conditions import ConditionFeatures
 from manifoldflow.tasks.crystals.elements import ATOMIC, COVALENT, ELECTRONEGATIVITY, ELEMENTS, period_and_group
 
 
@@ -54,6 +56,8 @@ class CrystalNetwork(nn.Module):
         lattice_scale: their standard deviation.
         affine: lattice tangents are rates of change of the metric tensor, otherwise of its logarithm.
         lattice_endpoint: return a lattice instead of a tangent.
+        conditions: names, means and scales of what ``cond`` may tell, see
+            :class:`manifoldflow.tasks.crystals.conditions.ConditionFeatures`; none by default.
     """
 
     facts: Tensor
@@ -75,6 +79,7 @@ class CrystalNetwork(nn.Module):
         lattice_scale: float = 1.0,
         affine: bool = False,
         lattice_endpoint: bool = False,
+        conditions: tuple[Sequence[str], Sequence[float], Sequence[float]] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.outputs, self.centred, self.beliefs = config, outputs, centred, beliefs
@@ -92,6 +97,7 @@ class CrystalNetwork(nn.Module):
         self.fact_map = nn.Linear(self.facts.shape[-1], w)
         self.atom_time = nn.Linear(2 * config.time_features + (9 if beliefs else 0), w)
         self.graph_map = nn.Sequential(nn.Linear(6 + 1 + config.time_features + 1, w), nn.SiLU(), nn.Linear(w, w))
+        self.conditions = ConditionFeatures(*conditions, w) if conditions is not None and conditions[0] else None
         self.atom_map = nn.Sequential(nn.SiLU(), nn.Linear(w, w))
         self.layers = nn.ModuleList([_Messages(w, 6 * k + config.radial) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(w)
@@ -119,11 +125,14 @@ class CrystalNetwork(nn.Module):
         if belief is not None:
             atom_times = torch.cat([atom_times, _belief_features(belief)], -1)
         graph = torch.cat([numbers, count.log() - 1.5, self._time(when["lattice"]), self._start(cond, count)], -1)
+        whole = self.graph_map(graph)
+        if self.conditions is not None:
+            whole = whole + self.conditions(cond, whole)
         h = self.atom_map(
             self.species(species)
             + self.fact_map(self.facts[species])
             + self.atom_time(atom_times)
-            + self.graph_map(graph).unsqueeze(-2)
+            + whole.unsqueeze(-2)
         )
         rate = 2 * math.pi * torch.arange(1, self.config.harmonics + 1, dtype=frac.dtype, device=frac.device)
         gap = frac.unsqueeze(-2) - frac.unsqueeze(-3)  # (B, N, N, 3)
@@ -213,7 +222,7 @@ class CrystalNetwork(nn.Module):
         return torch.cat([waves.sin(), waves.cos()], -1)
 
     def _start(self, cond: Any, count: Tensor) -> Tensor:
-        """1 where the flow starts from a prototype, 0 where from noise, ``(B, 1)``."""
+        """``(B, 1)``: 1 where the flow starts from a prototype, 0 from noise, -1 where a training crystal's elements were exchanged."""
         given = cond.get("prototype") if isinstance(cond, dict) else None
         return torch.zeros_like(count) if given is None else given.to(count).reshape(-1, 1)
 

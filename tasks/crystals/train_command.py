@@ -9,7 +9,9 @@ import torch
 
 import manifoldflow as mf
 from manifoldflow.tasks.common.runs import command_line, run_folder
-from manifoldflow.tasks.crystals.batches import Guesses, state_of, training_batches
+from manifoldflow.tasks.crystals.baselines import alike
+from manifoldflow.tasks.crystals.batches import Exchange, Guesses, state_of, training_batches
+from manifoldflow.tasks.crystals.conditions import read_conditions, values_of
 from manifoldflow.tasks.crystals.flow import CrystalConfig, Method, build
 from manifoldflow.tasks.crystals.pairs import guess_pairs
 from manifoldflow.tasks.crystals.sources import LogNormalCells
@@ -31,6 +33,8 @@ def train(
     max_pairs: int = 6400,
     most_atoms: int = 20,
     prototypes: float = 0.0,
+    exchange: float = 0.0,
+    conditions: list[str] | None = None,
     val: float = 0.1,
     test: float = 0.2,
     init: str | None = None,
@@ -52,6 +56,11 @@ def train(
         max_pairs: pairs of atoms in a batch, padding included; what time and memory grow with.
         most_atoms: leave out crystals with more atoms.
         prototypes: share of the batches that start from substituted prototypes instead of noise, for `sample --from`.
+        exchange: share of the other crystals whose elements are each exchanged for one of the six most like it, volumes scaled by
+            the radii (augmentation).
+        conditions: what crystals may be asked to be: space_group (found by spglib where the data do not tell), energy_above_hull,
+            band_gap; with the label's name where it is another one, such as energy_above_hull=heat_all. Each is hidden from every
+            second crystal, so it may be left open at sampling.
         val: share of the formulas for the validation loss.
         test: share of the formulas held back for `evaluate`.
         init: checkpoint (file, run folder or name) to start from instead of random weights; its model configuration is used.
@@ -63,17 +72,34 @@ def train(
     crystals = dataset.batch(train_rows)
     held = dataset.batch(val_rows) if val_rows else crystals.rows(slice(0, 0))
     guesses = _guesses(dataset, train_rows, prototypes, counts) if prototypes > 0 else None
+    swaps = Exchange(torch.as_tensor(alike(dataset[i] for i in train_rows)), exchange) if exchange > 0 else None
+    told = values_of(dataset, train_rows, read_conditions(conditions or []))
     if init is None:
         source = LogNormalCells.fit(state_of(crystals)["lattice"])
-        chosen = replace(model, method=method or model.method, cell_mean=source.mean, cell_scale=source.scale)
+        chosen = replace(
+            model,
+            method=method or model.method,
+            cell_mean=source.mean,
+            cell_scale=source.scale,
+            conditions=tuple(told),
+            condition_mean=tuple(float(v.nanmean()) for v in told.values()),
+            condition_scale=tuple(max(float(v[v.isfinite()].std()), 1e-3) for v in told.values()),
+        )
         flow = build(chosen)
     else:
         flow = mf.load(init).train()
+        had = tuple((flow.config or {}).get("conditions") or ())
+        if set(told) - set(had):
+            able = f"with {', '.join(had)}" if had else "without conditions"
+            raise ValueError(f"--conditions: {init} was trained {able}; others need a model from scratch")
     folder = Path(out) if out else run_folder("crystals", Path(data).name.split(".")[0])
     facts: dict[str, Any] = {
         "command": command_line(),
         "data": Path(data).name,
         "init": init,
+        "prototypes": prototypes,
+        "exchange": exchange,
+        "conditions": conditions or [],
         "split": [val, test],
         **counts,
     }
@@ -81,7 +107,7 @@ def train(
     checks = [_batch(held, part) for part in rows.split(batch)] if len(rows) else None
     fit(
         flow,
-        training_batches(crystals, batch, max_pairs, training.seed, guesses),
+        training_batches(crystals, batch, max_pairs, training.seed, guesses, swaps, told),
         training,
         out=folder,
         validation=checks,
