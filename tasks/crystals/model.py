@@ -222,7 +222,7 @@ class CrystalNetwork(nn.Module):
         return torch.cat([waves.sin(), waves.cos()], -1)
 
     def _start(self, cond: Any, count: Tensor) -> Tensor:
-        """``(B, 1)``: 1 where the flow starts from a prototype, 0 from noise, -1 where a training crystal's elements were exchanged."""
+        """``(B, 1)``: 1 where the flow starts from a prototype, 0 from noise, -1 where elements of the data were exchanged."""
         given = cond.get("prototype") if isinstance(cond, dict) else None
         return torch.zeros_like(count) if given is None else given.to(count).reshape(-1, 1)
 
