@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from manifoldflow.checkpoint import data_path
 from manifoldflow.files import open_text
 from manifoldflow.tasks.crystals.elements import ELEMENTS
-from manifoldflow.tasks.crystals.structure import Crystal, parse_formula
+from manifoldflow.tasks.crystals.structure import Crystal, is_too_dense, parse_formula
 
 __all__ = ["SURROGATE", "Agreement", "Hull", "agreement", "embedded_hull", "single_points"]
 
@@ -55,7 +55,8 @@ def _potential() -> Any:
 def single_points(
     crystals: Sequence[Crystal], batch: int = 16, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float64]:
-    """CHGNet energies in eV per atom, ``(B,)``, in batches of like size; NaN where it knows none (an atom without neighbours).
+    """CHGNet energies in eV per atom, ``(B,)``, in batches of like size; NaN where it knows none (an atom without neighbours,
+    atoms packed denser than any solid).
 
     Args:
         crystals: of any sizes.
@@ -68,6 +69,8 @@ def single_points(
     for start in range(0, len(order), batch):
         rows, graphs = [], []
         for i in order[start : start + batch]:
+            if is_too_dense(crystals[i]):
+                continue
             with quiet():
                 try:
                     graph = potential.graph_converter(crystals[i].to_pymatgen())

@@ -13,7 +13,9 @@ TIMES = (0.35, 0.5, 0.65, 0.8, 0.9)
 
 
 @torch.no_grad()
-def doubt(flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int = 2, seed: int = 0) -> Tensor:
+def doubt(
+    flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int = 2, seed: int = 0, cond: Any = None
+) -> Tensor:
     """The denoising loss of coordinates and cell of every crystal, species given, ``(B,)``: small for what the flow would make.
 
     Every crystal is noised and aligned with the noise as in training, at the same times; the mean of its losses bounds, up to
@@ -25,6 +27,7 @@ def doubt(flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int =
         times: at which they are noised; late ones see details, early ones the arrangement.
         draws: of the noise at each time.
         seed: of the noise.
+        cond: what they are asked to be, a dict of ``(B,)``; None for nothing.
     """
     state = state_of(crystals)
     batch, mask = len(crystals.mask), crystals.mask
@@ -36,7 +39,7 @@ def doubt(flow: mf.Flow, crystals: Crystals, *, times: Any = TIMES, draws: int =
         for t in times:
             for _ in range(draws):
                 when = torch.full((batch,), float(t), dtype=total.dtype, device=mask.device)
-                drawn = flow.draw(state, mask=mask, t=dict.fromkeys(flow.path, when), generator=generator)
+                drawn = flow.draw(state, mask=mask, cond=cond, t=dict.fromkeys(flow.path, when), generator=generator)
                 made: Any = flow.predict(drawn.xt, drawn.t, mask=mask, cond=drawn.cond)
                 for name in ("frac", "lattice"):
                     loss = flow.weights.get(name, 1.0) * flow.path[name].loss(made[name], drawn.points[name])

@@ -1,6 +1,6 @@
-"""Structures of given compositions from a trained flow, many at once, the best by its own judgement first."""
+"""Structures of given compositions from a trained flow, many at once, the best single guess first."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from manifoldflow.checkpoint import known_checkpoints
 from manifoldflow.tasks.common.runs import load_model
 from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.crystals.batches import crystals_of
-from manifoldflow.tasks.crystals.picking import doubt
+from manifoldflow.tasks.crystals.consensus import chosen
 from manifoldflow.tasks.crystals.structure import Crystal
 
 BUILDER = "manifoldflow.tasks.crystals.flow:build"
@@ -38,11 +38,12 @@ def predict(
         num: structures for each.
         steps: of sampling; 50 if absent.
         seed: of the draws: the same seed and cells give the same structures.
-        choose: samples for each structure, of which the one is kept that the flow doubts least; 1 keeps all.
+        choose: samples for each structure that is kept: of ``num * choose`` those are put forward whose expected error is least,
+            see :mod:`manifoldflow.tasks.crystals.consensus`; 1 keeps all, in that order.
         progress: show a bar.
 
     Returns:
-        One list a cell, the least doubted first. A structure whose lattice came out as no cell is left out, so a list may be
+        One list a cell, the best single guess first. A structure whose lattice came out as no cell is left out, so a list may be
         shorter.
 
     Raises:
@@ -56,7 +57,7 @@ def predict(
     flow, _ = load_model(default_checkpoint() if checkpoint is None else checkpoint, BUILDER, "crystal flow")
     flow.eval()
     with Progress(transient=True, disable=not progress) as bar:
-        task = bar.add_task("sampling", total=len(cells) * num)
+        task = bar.add_task("sampling", total=len(cells) * num * choose)
 
         def made(count: int) -> None:
             bar.advance(task, count)
@@ -72,56 +73,58 @@ def candidates(
     steps: int = STEPS,
     seed: int = 0,
     choose: int = 1,
+    conditions: Mapping[str, Sequence[float]] | None = None,
     callback: Callable[[int], None] | None = None,
 ) -> list[list[Crystal]]:
-    """:func:`predict` with a flow; ``callback`` gets the number of structures of each batch."""
-    rows = sorted((i for i in range(len(cells)) for _ in range(num)), key=lambda i: len(cells[i]))
-    result: list[list[tuple[float, Crystal]]] = [[] for _ in cells]
+    """:func:`predict` with a flow; ``conditions`` are the values for each cell, and ``callback`` gets the number of structures of
+    each batch."""
+    rows = sorted((i for i in range(len(cells)) for _ in range(num * choose)), key=lambda i: len(cells[i]))
+    draws: list[list[Crystal]] = [[] for _ in cells]
     start = number = 0
     while start < len(rows):
         end = start + 1
-        while (
-            end < len(rows) and (end + 1 - start) * choose * len(cells[rows[end]]) ** 2 <= PAIRS and end - start < 512
-        ):
+        while end < len(rows) and (end + 1 - start) * len(cells[rows[end]]) ** 2 <= PAIRS and end - start < 512:
             end += 1
-        batch = [list(cells[i]) for i in rows[start:end]]
-        for i, found in zip(
-            rows[start:end], _drawn(flow, batch, steps, generator_of(seed, number), choose), strict=True
-        ):
-            if found is not None:
-                result[i].append(found)
+        some = rows[start:end]
+        cond = {name: torch.tensor([float(values[i]) for i in some]) for name, values in (conditions or {}).items()}
+        made = _drawn(flow, [list(cells[i]) for i in some], steps, generator_of(seed, number), cond)
+        for i, crystal in zip(some, made, strict=True):
+            if crystal is not None:
+                draws[i].append(crystal)
         if callback is not None:
             callback(end - start)
         start, number = end, number + 1
-    ranked = [sorted(some, key=lambda pair: pair[0]) for some in result]
-    return [[_named(crystal, i, k, value) for k, (value, crystal) in enumerate(some)] for i, some in enumerate(ranked)]
+    return [
+        [Crystal(c.species, c.frac, c.cell, f"{i}_{k}", {"number": i}) for k, c in enumerate(some)]
+        for i, some in enumerate(chosen(draws, num))
+    ]
 
 
 def _drawn(
-    flow: mf.Flow, cells: list[list[int]], steps: int, generator: torch.Generator, choose: int
-) -> list[tuple[float, Crystal] | None]:
-    """The least doubted of so many samples of each cell, and the doubt; None for what is no cell."""
+    flow: mf.Flow, cells: list[list[int]], steps: int, generator: torch.Generator, cond: dict[str, torch.Tensor]
+) -> list[Crystal | None]:
+    """A sample of each cell; None for what is no cell."""
     count = torch.tensor([len(cell) for cell in cells])
     mask = torch.arange(int(count.max())) < count[:, None]
     species = torch.zeros(mask.shape, dtype=torch.int64)
     species[mask] = torch.tensor([s for cell in cells for s in cell])
-    mask, species = mask.repeat(choose, 1), species.repeat(choose, 1)
     with torch.no_grad():
-        x = flow.sample(tuple(mask.shape), mask=mask, known={"species": species}, steps=steps, generator=generator)
+        x = flow.sample(
+            tuple(mask.shape),
+            mask=mask,
+            known={"species": species},
+            steps=steps,
+            cond=cond or None,
+            generator=generator,
+        )
     made = crystals_of(x, mask)
-    doubts = doubt(flow, made).nan_to_num(torch.inf).unflatten(0, (choose, len(cells)))
-    best = made.rows(doubts.argmin(0) * len(cells) + torch.arange(len(cells)))
-    found: list[tuple[float, Crystal] | None] = []
-    for k, value in enumerate(doubts.amin(0).tolist()):
+    found: list[Crystal | None] = []
+    for k in range(len(cells)):
         try:
-            found.append((value, best.crystal(k).reduced()))
+            found.append(made.crystal(k).reduced())
         except ValueError:  # a lattice that is no cell
             found.append(None)
     return found
-
-
-def _named(crystal: Crystal, i: int, k: int, value: float) -> Crystal:
-    return Crystal(crystal.species, crystal.frac, crystal.cell, f"{i}_{k}", {"number": i, "doubt": value})
 
 
 def default_checkpoint() -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from manifoldflow.tasks.crystals.structure import Crystal, shortest, wrap
+from manifoldflow.tasks.crystals.structure import Crystal, is_too_dense, shortest, wrap
 
 __all__ = ["STEPS", "TIMEOUT", "Relaxed", "Relaxer", "shift_of"]
 
@@ -124,6 +124,13 @@ class Relaxer:
         free = list(self._workers)
         while True:
             while free and (following := next(source, None)) is not None:
+                if is_too_dense(following[1]):
+                    volume = following[1].volume / max(len(following[1]), 1)
+                    yield (
+                        following[0],
+                        Relaxed(fault=f"not relaxed: {volume:.2g} cubic angstrom per atom, denser than any solid"),
+                    )
+                    continue
                 worker = free.pop()
                 worker.give(*following, steps=self.steps, force=self.force)
             at_work = [worker for worker in self._workers if worker.job is not None]

@@ -10,10 +10,14 @@ import sys
 import warnings
 from typing import Any, TextIO
 
+MEMORY = 12 * 2**30
+"""Address space of this process, bytes."""
+
 
 def main() -> None:
     """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
+    _bound_memory()
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     warnings.filterwarnings("ignore")
@@ -33,6 +37,17 @@ def main() -> None:
         except Exception as error:  # whatever it is, the next crystal has its turn
             answer = {"fault": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         _say(answers, {"id": request["id"], **answer})
+
+
+def _bound_memory() -> None:
+    """A cell that collapses on the way has neighbours without number: it is to fail here, not to fill the machine."""
+    try:
+        import resource
+    except ImportError:  # no such limits on Windows
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    least = MEMORY if hard == resource.RLIM_INFINITY else min(MEMORY, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
 
 
 def relaxed(request: dict[str, Any], calculator: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What ``manifoldflow sample crystals`` runs."""
 
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -72,8 +73,8 @@ def sample(
         data: training set (prepared folder or table): for `--rule substitute`, and for the nearest training structure. Default:
             that of an embedded checkpoint.
         steps: of sampling.
-        choose: make so many for each that is kept, the one that the flow itself doubts least (its denoising loss). Default: 8 for
-            a formula, 1 otherwise.
+        choose: make so many for each that is kept, and keep those from which the rest is least far (the first is the best single
+            guess). Default: 8 for a formula, 1 otherwise.
         seed: of the random draws; the same seed gives the same crystals.
         space_group, energy_above_hull, band_gap: conditions, for checkpoints that were trained with them.
         relax: relax each with CHGNet (a learned surrogate of DFT) and write both versions.
@@ -127,6 +128,8 @@ def sample(
         )
     conditions = {"space_group": space_group, "energy_above_hull": energy_above_hull, "band_gap": band_gap}
     wanted_conditions = {name: value for name, value in conditions.items() if value is not None}
+    if space_group is not None and not 1 <= space_group <= 230:
+        raise ValueError(f"--space-group must be the number of a space group, 1 to 230, got {space_group}")
 
     if rule is not None and counts is not None:
         if wanted_conditions:
@@ -318,6 +321,7 @@ class _Model:
         self.facts = read_metadata(path)["training"]
         self.data = str(self.facts.get("data") or "").partition(".")[0] or None
         self.config: dict[str, Any] = dict(self.flow.config or {})
+        self.conditions = conditions
         has = list(self.config.get("conditions") or ())
         if missing := [name for name in conditions if name not in has]:
             able = f"its conditions are {', '.join(has)}" if has else "it was trained without conditions"
@@ -339,7 +343,8 @@ class _Model:
         """Crystals batch by batch, with a progress bar."""
         from rich.progress import Progress
 
-        from manifoldflow.tasks.crystals.sampling import batches_of, draw, least_doubted
+        from manifoldflow.tasks.crystals.consensus import chosen
+        from manifoldflow.tasks.crystals.sampling import batches_of, draw
 
         parts = list(batches_of(wanted, max(1, 64 // choose)))
         for number, rows in enumerate(parts):
@@ -353,10 +358,18 @@ class _Model:
                     seed=seed,
                     number=number,
                     from_prototypes=self.from_prototypes,
+                    conditions=self.conditions,
                     callback=partial(progress.advance, task),
                 )
             if choose > 1:
-                crystals = least_doubted(self.flow, crystals, choose)
+                crystals_kept: list[tuple[Crystal, str]] = []
+                draws = iter(crystals)
+                for label, group in itertools.groupby(some, key=lambda one: one.label):
+                    count = len(list(group))
+                    whole = [c for c in itertools.islice(draws, count * choose) if len(c)]  # the others have no cell
+                    crystals_kept += [(crystal, label) for crystal in chosen([whole], count)[0]]
+                yield crystals_kept
+                continue
             yield [(crystal, one.label) for crystal, one in zip(crystals, some, strict=True)]
 
 

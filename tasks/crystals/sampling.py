@@ -1,6 +1,6 @@
 """Crystals from a trained flow: a composition given, none, a sublattice held, or a guessed prototype to be refined."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from manifoldflow.tasks.common.seeds import generator_of
 from manifoldflow.tasks.crystals.batches import crystals_of, state_of
 from manifoldflow.tasks.crystals.structure import Crystal, collate
 
-__all__ = ["STEPS", "Wanted", "batches_of", "draw", "least_doubted"]
+__all__ = ["STEPS", "Wanted", "batches_of", "draw"]
 
 STEPS = 50
 """Of sampling, where nobody says otherwise."""
@@ -74,6 +74,7 @@ def draw(
     number: int = 0,
     from_prototypes: bool = False,
     blur: float = BLUR,
+    conditions: Mapping[str, float] | None = None,
     callback: Callable[[], Any] | None = None,
 ) -> list[Crystal]:
     """Crystals of one batch, atoms in the order wanted.
@@ -85,6 +86,7 @@ def draw(
         seed, number: of the run and of the batch: the same two give the same crystals.
         from_prototypes: the flow was trained to start from guesses; otherwise a guess is noised to a middle time.
         blur: of a guess before such a flow: what makes its crystals differ.
+        conditions: what all are asked to be, of those that the flow was trained with.
         callback: called after every step.
     """
     generator = generator_of(seed, number)
@@ -94,6 +96,7 @@ def draw(
     known: dict[str, Tensor] = {}
     where: dict[str, Tensor] = {}
     options: dict[str, Any] = {}
+    cond = {name: torch.full((len(mask),), float(value)) for name, value in (conditions or {}).items()}
     if wanted[0].species is not None:
         species = torch.zeros(mask.shape, dtype=torch.int64)
         species[mask] = torch.tensor([s for one in wanted for s in one.species or ()])
@@ -112,7 +115,7 @@ def draw(
             from manifoldflow.tasks.crystals.batches import start_from
 
             options["x0"] = start_from(guesses, blur, generator)
-            options["cond"] = {"prototype": torch.ones(len(mask))}
+            cond["prototype"] = torch.ones(len(mask))
         else:
             start = REFINE_FROM
             times = torch.cat([torch.tensor([start]), times[times > start]])
@@ -130,7 +133,9 @@ def draw(
         options["steps"] = steps
     moved = {k: v.to(device) for k, v in known.items()}
     masks = {k: v.to(device) for k, v in where.items()}
-    with torch.no_grad(), _slope(flow, "cond" not in options):
+    if cond:
+        options["cond"] = {name: value.to(device) for name, value in cond.items()}
+    with torch.no_grad(), _slope(flow, "prototype" not in cond):
         x = flow.sample(
             tuple(mask.shape),
             mask=mask.to(device),
@@ -166,12 +171,3 @@ def _slope(flow: mf.Flow, kept: bool) -> Iterator[None]:
     finally:
         for name, path in before.items():
             flow.path[name] = path
-
-
-def least_doubted(flow: mf.Flow, crystals: Sequence[Crystal], choose: int) -> list[Crystal]:
-    """Of every ``choose`` crystals in a row the one that the flow tells from noise best: its denoising loss is the least."""
-    from manifoldflow.tasks.crystals.picking import doubt
-
-    doubts = doubt(flow, collate(crystals))
-    best = doubts.unflatten(0, (-1, choose)).argmin(1)
-    return [crystals[int(i) + choose * row] for row, i in enumerate(best.tolist())]

@@ -473,6 +473,16 @@ def shortest_distances(crystals: Crystals) -> Tensor:
     return distances(crystals).amin((-1, -2))
 
 
+DENSEST = 1.0
+"""Atoms per cubic angstrom up to which energies are computed; diamond has 0.18. Beyond it every atom has hundreds of neighbours,
+whose pairs fill any memory."""
+
+
+def is_too_dense(crystal: Crystal) -> bool:
+    """Whether a crystal has more than :data:`DENSEST` atoms per cubic angstrom, or no volume."""
+    return not len(crystal) <= DENSEST * crystal.volume
+
+
 def contacts(crystals: Crystals) -> Tensor:
     """Closest contact over the sum of the two covalent radii, ``(B,)``: below about 0.7 atoms overlap."""
     between = distances(crystals)

@@ -110,7 +110,7 @@ def test_doubt_is_small_for_what_the_flow_makes():
 
 
 @pytest.mark.parametrize("choose", [1, 3])
-def test_candidates_are_of_the_cells_asked_for_and_the_least_doubted_first(choose):
+def test_candidates_are_of_the_cells_asked_for_and_repeat(choose):
     torch.manual_seed(0)
     flow = build(CrystalConfig(network=NetworkConfig(width=16, layers=1)))
     cells = [[7, 7, 21, 37], [16, 10], [5, 6, 7, 8, 9, 10]]

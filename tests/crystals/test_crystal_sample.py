@@ -313,21 +313,6 @@ def test_a_batch_has_the_species_in_the_order_wanted(models) -> None:
     assert not np.array_equal(made[0].frac, draw(flow, wanted, steps=2, seed=3, number=1)[0].frac)
 
 
-def test_of_several_the_least_doubted_is_kept(models) -> None:
-    from manifoldflow.tasks.crystals.picking import doubt
-    from manifoldflow.tasks.crystals.sampling import least_doubted
-    from manifoldflow.tasks.crystals.structure import collate
-
-    flow = checkpoint.load(models["csp"])
-    made = draw(flow, [Wanted(4, (10, 16, 10, 16))] * 6, steps=2, seed=1)
-    values = doubt(flow, collate(made)).tolist()
-    kept = least_doubted(flow, made, 3)
-    assert [next(i for i, m in enumerate(made) if m is c) for c in kept] == [
-        int(np.argmin(values[:3])),
-        3 + int(np.argmin(values[3:])),
-    ]
-
-
 def test_choosing_makes_as_many_as_were_asked_for(models, tmp_path: Path, capsys) -> None:
     words = ["--checkpoint", models["joint"], "--steps", "1", "--num", "2", "--choose", "3", "--out", str(tmp_path)]
     assert run(*words, "--formula", "NaCl") == 0 and len(rows_of(tmp_path)) == 2
