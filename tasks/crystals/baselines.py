@@ -133,6 +133,9 @@ class Substitution:
         known: the training set.
         weights: of the differences in group (per group), period, electronegativity and covalent radius (per angstrom).
         other_size: added where the cell wanted has another number of atoms than the known one: polymorphs differ in it.
+        distinct: of several candidates each is of another structure type (space group, number of atoms, sites of the species), as
+            long as there are types, and a known structure may come back with its elements in another order; otherwise the
+            nearest known structures whatever their types.
 
     Attributes:
         features: of the elements, by species number, weighted: their L1 distance is the distance of two elements.
@@ -143,8 +146,10 @@ class Substitution:
         known: Sequence[Crystal],
         weights: tuple[float, float, float, float] = (1.0, 0.5, 1.0, 1.0),
         other_size: float = 5.0,
+        distinct: bool = True,
     ) -> None:
-        self.known, self.other_size = known, other_size
+        self.known, self.other_size, self.distinct = known, other_size, distinct
+        self._site_of: dict[int, tuple[int, list[tuple[int, str, int]]]] = {}
         self._sizes = np.array(known.lengths if hasattr(known, "lengths") else [len(c) for c in known])
         self.features = element_features(weights)
         rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -179,20 +184,41 @@ class Substitution:
         wanted = self.features[numbers][perms]  # (perms, elements, features)
         had = self.features[elements]  # (rows, elements, features)
         each = np.abs(had[:, None] - wanted).sum(-1)
-        cost = (each * np.sqrt(counts)).sum(-1)
-        best = cost.argmin(1)
-        cost = cost.min(1)
+        cost = (each * np.sqrt(counts)).sum(-1)  # (rows, perms)
         if not isinstance(formula, str):
-            cost = cost + self.other_size * (self._sizes[rows] != len(species))
+            cost = cost + self.other_size * (self._sizes[rows] != len(species))[:, None]
         if forbidden is not None:
-            cost = np.where(forbidden[rows], np.inf, cost)
-        result = []
-        for place in np.argsort(cost, kind="stable")[:num]:
-            if np.isfinite(cost[place]):
-                new = numbers[perms[best[place]]]
-                mapping = dict(zip(elements[place].tolist(), new.tolist(), strict=True))
-                result.append((float(cost[place]), int(rows[place]), mapping))
-        return result
+            cost = np.where(forbidden[rows][:, None], np.inf, cost)
+        if not self.distinct:  # every known structure once, filled in the best way
+            cost = np.where(cost == cost.min(1, keepdims=True), cost, np.inf)
+        result: list[tuple[float, int, dict[int, int]]] = []
+        again: list[tuple[float, int, dict[int, int]]] = []
+        seen: set[Any] = set()
+        for flat in np.argsort(cost, axis=None, kind="stable").tolist():
+            place, way = divmod(flat, len(perms))
+            if len(result) == num or not np.isfinite(cost[place, way]):
+                break
+            new = numbers[perms[way]]
+            mapping = dict(zip(elements[place].tolist(), new.tolist(), strict=True))
+            one = (float(cost[place, way]), int(rows[place]), mapping)
+            if self.distinct and num > 1:
+                kind = self._kind(int(rows[place]), mapping)
+                if kind in seen:
+                    again.append(one)
+                    continue
+                seen.add(kind)
+            result.append(one)
+        return sorted([*result, *again[: num - len(result)]], key=lambda item: item[0])
+
+    def _kind(self, row: int, mapping: dict[int, int]) -> Any:
+        """What tells structure types apart: space group, number of atoms, and the sites of each of the wanted species."""
+        if row not in self._site_of:
+            from manifoldflow.tasks.crystals.writing import sites_of
+
+            self._site_of[row] = sites_of(self.known[row])
+        group, sites = self._site_of[row]
+        taken = sorted((mapping[species], letter, often) for species, letter, often in sites)
+        return group, int(self._sizes[row]), tuple(taken)
 
     def candidates(self, formula: Formula, num: int = 1, forbidden: NDArray[np.bool_] | None = None) -> list[Crystal]:
         """The nearest known structures with the wanted elements, see :meth:`nearest`; each with the volume that radii give."""

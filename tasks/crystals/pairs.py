@@ -83,7 +83,7 @@ def guess_pairs(
     """
     from manifoldflow.tasks.crystals.baselines import Substitution
 
-    rule = Substitution(known)
+    rule = Substitution(known, distinct=False)
     own = np.array([c.formula for c in known])
     rows: list[int] = []
     guesses: list[Crystal] = []

@@ -1,6 +1,7 @@
 """Crystals to CIF, POSCAR and extended XYZ files that agree with each other, symmetrised on request."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +53,18 @@ def symmetry_of(crystal: Crystal, tolerance: float = 0.01) -> Symmetry:
     if found is None:
         return Symmetry(1, "P1", 1, tolerance)
     return Symmetry(int(found.number), str(found.international), int(found.hall_number), tolerance)
+
+
+def sites_of(crystal: Crystal, tolerance: float = 0.1) -> tuple[int, list[tuple[int, str, int]]]:
+    """The number of the space group within a tolerance in angstrom, and the orbits of the atoms: species, Wyckoff letter and
+    number of atoms in the cell, sorted."""
+    found = _dataset(crystal, tolerance)
+    if found is None:
+        return 1, sorted((int(s), "a", 1) for s in crystal.species)
+    orbits = Counter(
+        zip(crystal.species.tolist(), found.wyckoffs, np.asarray(found.equivalent_atoms).tolist(), strict=True)
+    )
+    return int(found.number), sorted((species, letter, often) for (species, letter, _), often in orbits.items())
 
 
 def symmetrized(crystal: Crystal, tolerance: float = 0.01) -> tuple[Crystal, Symmetry]:

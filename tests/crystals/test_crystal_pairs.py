@@ -9,6 +9,7 @@ import torch
 import manifoldflow as mf
 from manifoldflow.tasks.crystals.baselines import Substitution, relatives
 from manifoldflow.tasks.crystals.batches import Guesses, start_from, state_of, training_batches
+from manifoldflow.tasks.crystals.consensus import differences
 from manifoldflow.tasks.crystals.denovo import kept_apart
 from manifoldflow.tasks.crystals.elements import ELEMENTS
 from manifoldflow.tasks.crystals.flow import CrystalConfig, annealed, build
@@ -16,6 +17,7 @@ from manifoldflow.tasks.crystals.model import NetworkConfig
 from manifoldflow.tasks.crystals.pairs import axis_changes, guess_pairs, laid_over
 from manifoldflow.tasks.crystals.picking import doubt
 from manifoldflow.tasks.crystals.predicting import candidates
+from manifoldflow.tasks.crystals.prototypes import NAMED
 from manifoldflow.tasks.crystals.refining import doubts, ranked, refined
 from manifoldflow.tasks.crystals.structure import Crystal, collate
 
@@ -186,3 +188,20 @@ def test_a_start_from_a_guess_is_not_annealed_and_the_flow_keeps_its_slope():
     assert flow.path["frac"].sample_schedule == mf.Annealed(8.0)
     plain = refined(annealed(flow, 0.0), [guess], steps=3)[0]
     assert np.array_equal(made.frac, plain.frac) and not np.allclose(made.frac, guess.frac)
+
+
+def test_candidates_by_substitution_are_of_different_structure_types_first():
+    """Three salts of rock salt and one of CsCl known: the second candidate is CsCl, not another rock salt."""
+    salts = [NAMED["rock_salt"].fill({"A": a, "X": x}) for a, x in ((10, 16), (18, 16), (10, 34))]
+    small = [replace(c, name=c.formula) for c in (*salts, NAMED["cesium_chloride"].fill({"A": 54, "X": 34}))]
+    made = Substitution(small).candidates("KBr", 3)
+    plain = Substitution(small, distinct=False).candidates("KBr", 3)
+    assert [c.labels["parent"] for c in made].count("CsBr") == 1 and len(made) == 3
+    assert "CsBr" not in [c.labels["parent"] for c in plain[:2]] and made[0].labels == plain[0].labels
+    distance = [c.labels["distance"] for c in made]
+    assert distance == sorted(distance)
+    # A and B of a perovskite change places: the same template is a second type
+    ordered = [NAMED["perovskite"].fill({"A": 55, "B": 21, "X": 7})]
+    both = Substitution(ordered).candidates("SrZrO3", 2)
+    assert len(both) == 2 and differences(collate(both[:1]), collate(both[1:]))[0] > 0.2
+    assert len(Substitution(ordered, distinct=False).candidates("SrZrO3", 2)) == 1
