@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 import manifoldflow as mf
-from manifoldflow.manifolds.spd import matrix_exp, matrix_log
+from manifoldflow.manifolds.spd import matrix_exp, matrix_log, matrix_log_rate
 
 DOUBLE = torch.float64
 
@@ -100,6 +100,18 @@ def test_functions_of_matrices_have_two_derivatives_in_both_modes(function, spec
 
     assert torch.autograd.gradcheck(of_symmetric, (a,), check_forward_ad=True)
     assert torch.autograd.gradgradcheck(of_symmetric, (a,))
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA, ids=str)
+def test_the_rate_of_a_logarithm_is_its_derivative_and_has_one(spectrum):
+    g = torch.Generator().manual_seed(0)
+    q = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=DOUBLE))[0]
+    a = ((q * torch.tensor(spectrum, dtype=DOUBLE)) @ q.mT).requires_grad_()
+    v = torch.randn(3, 3, generator=g, dtype=DOUBLE)
+    v = (v + v.mT).requires_grad_()
+    want = torch.func.jvp(matrix_log, (a.detach(),), (v.detach(),))[1]
+    assert (matrix_log_rate(a, v) - want).abs().max() < 1e-12
+    assert torch.autograd.gradcheck(lambda b, u: matrix_log_rate(0.5 * (b + b.mT), 0.5 * (u + u.mT)), (a, v))
 
 
 def test_the_derivative_of_a_derivative_in_forward_mode_is_not_lost():

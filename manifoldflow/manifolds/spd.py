@@ -90,6 +90,27 @@ def matrix_log(a: Tensor) -> Tensor:
     return _spectral("log", a)
 
 
+def matrix_log_rate(a: Tensor, v: Tensor) -> Tensor:
+    r"""How the logarithm of symmetric positive-definite matrices changes: its derivative at ``a`` along ``v``.
+
+    .. math:: D\log(a)[v] = Q \bigl( \log[e_i, e_j] \, (Q^T v Q)_{ij} \bigr) Q^T, \qquad a = Q \operatorname{diag}(e) Q^T
+
+    with divided differences of the eigenvalues (Daleckii & Krein). It has first derivatives in ``a`` and all in ``v``, also where
+    eigenvalues coincide.
+
+    Args:
+        a: ``(..., n, n)``, symmetric positive definite.
+        v: ``(..., n, n)``, symmetric.
+    """
+    e, q = torch.linalg.eigh(a.detach())
+    e = e.maximum(torch.finfo(e.dtype).eps * e[..., -1:])
+    off = q.mT @ _symmetric(a) @ q
+    off = off - off.detach()
+    turned = q.mT @ _symmetric(v) @ q
+    pairs = turned.unsqueeze(-1) * off.unsqueeze(-3) + off.unsqueeze(-1) * turned.unsqueeze(-3)  # (..., i, k, j)
+    return q @ (_divided("log", e) * turned + (_divided_twice("log", e) * pairs).sum(-2)) @ q.mT
+
+
 def symmetric_basis(n: int, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
     """An orthonormal basis of the symmetric matrices, ``(n (n + 1) / 2, n, n)``."""
     row, column = torch.triu_indices(n, n, device=device)
