@@ -398,6 +398,24 @@ def test_points_are_permuted_and_turned_without_a_loop_over_sets():
     check(mf.Permute(align=mf.Align(), rounds=2)(x, x, spaces=space, mask=mask_of(B, 5)), "a permuted set")
 
 
+@pytest.mark.parametrize("method", ["geodesic", "interpolant"])
+@pytest.mark.parametrize("architecture", ["pairs", "e3nn"])
+def test_the_flow_of_crystals_runs_on_the_device_without_a_loop_over_them(architecture, method):
+    from manifoldflow.tasks.crystals.flow import CrystalConfig, build
+    from manifoldflow.tasks.crystals.model import NetworkConfig
+
+    network = NetworkConfig(width=8, layers=2, vectors=2)
+    config = CrystalConfig(network=network, architecture=architecture, method=method, transport=False)
+    flow, counts = build(config).to(META), []
+    for size in (3 * B, 8 * B):
+        x1 = {"frac": torch.zeros(size, N, 3, device=META), "species": tokens(size, N)}
+        x1["lattice"] = torch.zeros(size, 3, 3, device=META)
+        with Counted() as seen:
+            train_and_sample(flow, x1, methods=["euler"], shape=(size, N), mask=mask_of(size, N))
+        counts.append(seen.count)
+    assert counts[0] == counts[1]
+
+
 class Counted(TorchDispatchMode):
     """How many operations are done."""
 

@@ -11,10 +11,12 @@ from manifoldflow.manifolds.spd import LogEuclideanSPD
 from manifoldflow.tasks.common.runs import configured
 from manifoldflow.tasks.crystals.couplings import AtomOT
 from manifoldflow.tasks.crystals.elements import ELEMENTS
+from manifoldflow.tasks.crystals.equivariant import EquivariantCrystalNetwork
 from manifoldflow.tasks.crystals.model import CrystalNetwork, NetworkConfig
 from manifoldflow.tasks.crystals.sources import LogNormalCells
 
 Method = Literal["geodesic", "diffusion", "interpolant", "bayesian"]
+Architecture = Literal["pairs", "e3nn"]
 CLOCKS = {"species": "chemistry", "frac": "structure", "lattice": "structure"}
 BUILDER = "manifoldflow.tasks.crystals.flow:build"
 
@@ -28,6 +30,8 @@ class CrystalConfig:
         method: how positions are generated: "geodesic" flow matching, "diffusion" (wrapped normal), "interpolant" (stochastic),
             or the periodic "bayesian" flow.
         cell: metric of the space of cells: "log" (log-Euclidean) or "affine" (affine-invariant).
+        architecture: of the network: "pairs" (:class:`CrystalNetwork`, invariant messages between pairs of atoms) or "e3nn"
+            (:class:`EquivariantCrystalNetwork`, with vectors and tensors in real space).
         cell_mean, cell_scale: of the source of the cells, per atom; fitted to the training data by `train`.
         given_species: share of the training crystals whose species are given: 1 learns structure prediction alone, 0 de novo
             generation alone.
@@ -45,6 +49,7 @@ class CrystalConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     method: Method = "geodesic"
     cell: Literal["log", "affine"] = "log"
+    architecture: Architecture = "pairs"
     cell_mean: tuple[float, ...] = (1.7, 1.7, 1.7, 0.0, 0.0, 0.0)
     cell_scale: tuple[float, ...] = (0.3, 0.3, 0.3, 0.3, 0.3, 0.3)
     given_species: float = 1.0
@@ -59,6 +64,9 @@ class CrystalConfig:
     condition_scale: tuple[float, ...] = ()
 
 
+NETWORKS: dict[str, type[CrystalNetwork]] = {"pairs": CrystalNetwork, "e3nn": EquivariantCrystalNetwork}
+
+
 def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
     """A crystal flow from its configuration (a :class:`CrystalConfig`, or the dict that a checkpoint holds).
 
@@ -66,10 +74,12 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
     the power 2/3.
     """
     c = _as_config(config)
+    if c.architecture not in NETWORKS:
+        raise ValueError(f"architecture must be one of {', '.join(NETWORKS)}, got {c.architecture!r}")
     cells = LogEuclideanSPD(3) if c.cell == "log" else mf.SPD(3)
     source = LogNormalCells(tuple(c.cell_mean), tuple(c.cell_scale))  # type: ignore[arg-type]
     scale = max(c.cell_scale)
-    network = CrystalNetwork(
+    network = NETWORKS[c.architecture](
         c.network,
         outputs=2 if c.method == "interpolant" else 1,
         frac_scale={"diffusion": (1.0,), "interpolant": (0.25, 1.0)}.get(c.method, (0.25,)),

@@ -28,6 +28,7 @@ class NetworkConfig:
         layers: rounds of messages.
         harmonics: multiples of a fractional difference that are seen: 1 to ``harmonics``.
         time_features: numbers that tell a time.
+        vectors: vectors, and as many symmetric matrices, of each atom in the e3nn network; of no use to the other.
         radial: shells in which neighbours are counted and along whose directions atoms are moved, over all images of an atom in
             the 27 cells around; 0 for a network that knows the cell only by its six numbers, as those before it did.
     """
@@ -37,6 +38,7 @@ class NetworkConfig:
     harmonics: int = 10
     time_features: int = 16
     radial: int = 10
+    vectors: int = 16
 
 
 class CrystalNetwork(nn.Module):
@@ -85,7 +87,7 @@ class CrystalNetwork(nn.Module):
         self.config, self.outputs, self.centred, self.beliefs = config, outputs, centred, beliefs
         self.lattice_scale, self.affine = lattice_scale, affine
         self.lattice_endpoint = lattice_endpoint
-        w, k = config.width, config.harmonics
+        w = config.width
         self.register_buffer("facts", _element_facts(), persistent=False)
         self.register_buffer("radii", torch.as_tensor(np.append(COVALENT, 1.4), dtype=torch.float32), persistent=False)
         self.register_buffer("images", _images(), persistent=False)
@@ -99,15 +101,19 @@ class CrystalNetwork(nn.Module):
         self.graph_map = nn.Sequential(nn.Linear(6 + 1 + config.time_features + 1, w), nn.SiLU(), nn.Linear(w, w))
         self.conditions = ConditionFeatures(*conditions, w) if conditions is not None and conditions[0] else None
         self.atom_map = nn.Sequential(nn.SiLU(), nn.Linear(w, w))
-        self.layers = nn.ModuleList([_Messages(w, 6 * k + config.radial) for _ in range(config.layers)])
+        self._make_rounds(config, outputs)
+        self.lattice_head = nn.Sequential(nn.Linear(2 * w, w), nn.SiLU(), nn.Linear(w, 6))
+        self.species_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, ELEMENTS))
+        zero(self.lattice_head[-1])
+
+    def _make_rounds(self, config: NetworkConfig, outputs: int) -> None:
+        """What :meth:`_rounds` needs."""
+        w = config.width
+        self.layers = nn.ModuleList([Messages(w, 6 * config.harmonics + config.radial) for _ in range(config.layers)])
         self.norm = nn.LayerNorm(w)
         self.force = nn.Linear(w, outputs * (_FORCE_HARMONICS + config.radial))
         self.frac_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, outputs * 3))
-        self.lattice_head = nn.Sequential(nn.Linear(2 * w, w), nn.SiLU(), nn.Linear(w, 6))
-        self.species_head = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, ELEMENTS))
-        for last in (self.frac_head[-1], self.lattice_head[-1], self.force):
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
+        zero(self.frac_head[-1], self.force)
 
     def forward(
         self, x: dict[str, Tensor], t: Any, *, mask: Tensor | None = None, cond: Any = None
@@ -134,39 +140,74 @@ class CrystalNetwork(nn.Module):
             + self.atom_time(atom_times)
             + whole.unsqueeze(-2)
         )
-        rate = 2 * math.pi * torch.arange(1, self.config.harmonics + 1, dtype=frac.dtype, device=frac.device)
-        gap = frac.unsqueeze(-2) - frac.unsqueeze(-3)  # (B, N, N, 3)
-        turns = gap.unsqueeze(-1) * rate  # (B, N, N, 3, harmonics)
-        sines, cosines = turns.sin(), turns.cos()
-        pairs, ways = torch.cat([sines.flatten(-2), cosines.flatten(-2)], -1), sines[..., :_FORCE_HARMONICS]
-        if self.config.radial:
-            shells, towards = self._shells(gap, x["lattice"].to(frac.dtype), species, count)
-            pairs, ways = torch.cat([pairs, shells], -1), torch.cat([ways, towards], -1)
         weight = (real / count).to(frac.dtype)
+        gap = frac.unsqueeze(-2) - frac.unsqueeze(-3)  # (B, N, N, 3)
+        h, tangent, strain = self._rounds(h, gap, x["lattice"], species, count, weight)
+        if self.centred:
+            tangent = tangent - torch.einsum("bi,bioa->boa", weight, tangent).unsqueeze(1)
+        pooled = torch.einsum("bi,biw->bw", weight, h)
+        most = h.masked_fill(~real.unsqueeze(-1), -torch.inf).amax(-2)
+        change = self.lattice_head(torch.cat([pooled, most], -1))
+        if strain is not None:
+            change = change + strain
+        return {
+            "frac": self._frac(tangent, frac, belief),
+            "species": self.species_head(h),
+            "lattice": self._lattice(change, numbers, x["lattice"]),
+        }
+
+    def _rounds(
+        self, h: Tensor, gap: Tensor, lattice: Tensor, species: Tensor, count: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """All rounds of messages: atoms ``(B, N, W)``, tangents ``(B, N, outputs, 3)`` in their units, and what they add to the
+        six numbers of the lattice's tangent, if anything."""
+        pairs, sines = self._waves(gap)
+        ways = sines[..., :_FORCE_HARMONICS]
+        if self.config.radial:
+            shells, towards = self._shells(gap, lattice.to(gap.dtype), species, count)
+            pairs, ways = torch.cat([pairs, shells], -1), torch.cat([ways, towards], -1)
         message = pairs
         for layer in self.layers:
             h, message = layer(h, pairs, weight)
         h = self.norm(h)
         pull = self.force(message).unflatten(-1, (self.outputs, ways.shape[-1]))
         tangent = torch.einsum("bj,bijok,bijak->bioa", weight, pull.to(ways.dtype), ways)
-        tangent = tangent + self.frac_head(h).unflatten(-1, (self.outputs, 3))
-        if self.centred:
-            tangent = tangent - torch.einsum("bi,bioa->boa", weight, tangent).unsqueeze(1)
-        pooled = torch.einsum("bi,biw->bw", weight, h)
-        most = h.masked_fill(~real.unsqueeze(-1), -torch.inf).amax(-2)
-        return {
-            "frac": self._frac(tangent, frac, belief),
-            "species": self.species_head(h),
-            "lattice": self._lattice(self.lattice_head(torch.cat([pooled, most], -1)), numbers, x["lattice"]),
-        }
+        return h, tangent + self.frac_head(h).unflatten(-1, (self.outputs, 3)), None
+
+    def _waves(self, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """Waves of differences of fractional coordinates, ``(B, N, N, 6 harmonics)``, and the sines among them,
+        ``(B, N, N, 3, harmonics)``."""
+        rate = 2 * math.pi * torch.arange(1, self.config.harmonics + 1, dtype=gap.dtype, device=gap.device)
+        turns = gap.unsqueeze(-1) * rate  # (B, N, N, 3, harmonics)
+        sines, cosines = turns.sin(), turns.cos()
+        return torch.cat([sines.flatten(-2), cosines.flatten(-2)], -1), sines
 
     @torch.autocast("cpu", enabled=False)
     def _shells(self, gap: Tensor, lattice: Tensor, species: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each atom's images lies in shells around each other atom, ``(B, N, N, radial)``, and in which direction, in
         turns, ``(B, N, N, 3, radial)``. Distances are in units of the sum of the two covalent radii."""
+        near, apart, between = self._near_images(gap, lattice, species, count)
+        images = self.images.to(gap.dtype)  # (27, 3)
+        nearness = 1 / apart.clamp_min(0.3)
+        seen = torch.cat([images, torch.ones_like(images[:, :1])], -1)
+        width = (SHELLS[1] - SHELLS[0]) / max(self.config.radial - 1, 1)
+        shells, towards = [], []
+        for centre in torch.linspace(*SHELLS, self.config.radial).tolist():  # one at a time stays in the cache
+            inside = (((apart - centre) / width).square() * -0.5).clamp_min(FAINT).exp()
+            shells.append(inside.sum(-1))
+            pointing = (inside * nearness) @ seen
+            towards.append(pointing[..., :3] + pointing[..., 3:] * near)
+        way = torch.stack(towards, -1) * count.unsqueeze(-1).unsqueeze(-1)
+        return torch.stack(shells, -1)[:, between.place], way[:, between.place] * between.sign[..., None, None]
+
+    def _near_images(
+        self, gap: Tensor, lattice: Tensor, species: Tensor, count: Tensor
+    ) -> tuple[Tensor, Tensor, "_Between"]:
+        """The difference of each two atoms, ``(B, P, 3)``, within half a cell; the distances of all images, ``(B, P, 27)``, in
+        sums of covalent radii, an atom far from itself; and which pairs these are."""
         metric = lattice * count.pow(2 / 3).unsqueeze(-1)
-        n = gap.shape[1]
-        i, j = torch.tril_indices(n, n, device=gap.device)
+        between = _between(gap.shape[1], gap)
+        i, j = between.i, between.j
         near = gap[:, i, j] - gap[:, i, j].round()  # (B, P, 3): one of both ways between two atoms
         images = self.images.to(gap.dtype)  # (27, 3)
         low = near @ metric
@@ -174,22 +215,7 @@ class CrystalNetwork(nn.Module):
         squared = (low * near).sum(-1, keepdim=True) + 2 * low @ images.T + constant.unsqueeze(1)
         radius = self.radii.to(gap.dtype)[species]
         apart = squared.clamp_min(1e-4).sqrt() / (radius[:, i] + radius[:, j]).unsqueeze(-1)  # (B, P, 27)
-        apart = torch.where((i == j).unsqueeze(-1) & (images == 0).all(-1), 1e3, apart)
-        nearness = 1 / apart.clamp_min(0.3)
-        seen = torch.cat([images, torch.ones_like(images[:, :1])], -1)
-        width = (_SHELLS[1] - _SHELLS[0]) / max(self.config.radial - 1, 1)
-        shells, towards = [], []
-        for centre in torch.linspace(*_SHELLS, self.config.radial).tolist():  # one at a time stays in the cache
-            inside = (((apart - centre) / width).square() * -0.5).exp()
-            shells.append(inside.sum(-1))
-            pointing = (inside * nearness) @ seen
-            towards.append(pointing[..., :3] + pointing[..., 3:] * near)
-        place = torch.empty(n, n, dtype=torch.int64, device=gap.device)
-        order = torch.arange(len(i), device=gap.device)
-        place[i, j], place[j, i] = order, order
-        sign = torch.ones(n, n, dtype=gap.dtype, device=gap.device).tril().mul(2).sub(1)[..., None, None]
-        way = torch.stack(towards, -1) * count.unsqueeze(-1).unsqueeze(-1)
-        return torch.stack(shells, -1)[:, place], way[:, place] * sign
+        return near, torch.where((i == j).unsqueeze(-1) & (images == 0).all(-1), 1e3, apart), between
 
     def _frac(self, tangent: Tensor, frac: Tensor, belief: Tensor | None) -> Tensor:
         if belief is not None:  # the data point itself, from the mean
@@ -228,8 +254,34 @@ class CrystalNetwork(nn.Module):
 
 
 _FORCE_HARMONICS = 4
-_SHELLS = (0.25, 2.5)
+SHELLS = (0.25, 2.5)
 """Innermost and outermost shell, in sums of covalent radii."""
+FAINT = -50.0
+"""Logarithm of what counts as nothing in a shell: an exponential that underflows takes four times as long."""
+
+
+@dataclass(frozen=True)
+class _Between:
+    """The pairs of N atoms, each once: of ``i`` and ``j`` ``(P,)``; pair ``place[i, j]``, to be seen with ``sign[i, j]``."""
+
+    i: Tensor
+    j: Tensor
+    place: Tensor
+    sign: Tensor
+
+
+def _between(n: int, like: Tensor) -> _Between:
+    i, j = torch.tril_indices(n, n, device=like.device)
+    place = torch.empty(n, n, dtype=torch.int64, device=like.device)
+    order = torch.arange(len(i), device=like.device)
+    place[i, j], place[j, i] = order, order
+    return _Between(i, j, place, torch.ones(n, n, dtype=like.dtype, device=like.device).tril().mul(2).sub(1))
+
+
+def zero(*layers: nn.Module) -> None:
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
 
 
 def _images() -> Tensor:
@@ -238,7 +290,7 @@ def _images() -> Tensor:
     return torch.cartesian_prod(steps, steps, steps)
 
 
-class _Messages(nn.Module):
+class Messages(nn.Module):
     """One round: every atom hears from all atoms, itself among them, and changes by what it heard."""
 
     def __init__(self, width: int, pair_size: int) -> None:

@@ -18,6 +18,7 @@ from manifoldflow.tasks.crystals.sources import LogNormalCells
 from manifoldflow.tasks.crystals.structure import Crystal, Crystals, collate
 
 METHODS = ("geodesic", "diffusion", "interpolant", "bayesian")
+ARCHITECTURES = ("pairs", "e3nn")
 SMALL = NetworkConfig(width=24, layers=2)
 
 
@@ -75,8 +76,9 @@ def changed(kind: str, crystals: list[Crystal]) -> tuple[list[Crystal], np.ndarr
 
 @pytest.mark.parametrize("kind", ["shift", "rotation", "permutation", "cell vectors"])
 @pytest.mark.parametrize("method", ["geodesic", "interpolant", "diffusion", "bayesian"])
-def test_loss_does_not_depend_on_how_a_crystal_is_described(method, kind):
-    flow = stirred(method)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_loss_does_not_depend_on_how_a_crystal_is_described(method, kind, architecture):
+    flow = stirred(method, architecture=architecture)
     crystals = [c.reduced() for c in some_crystals()]
     state, mask = double(crystals)
     other, order = changed(kind, crystals)
@@ -102,8 +104,9 @@ def test_loss_does_not_depend_on_how_a_crystal_is_described(method, kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_network_moves_with_shift_and_permutation(method):
-    flow = stirred(method)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_network_moves_with_shift_and_permutation(method, architecture):
+    flow = stirred(method, architecture=architecture)
     state, mask = double(some_crystals((5, 5)))
     g = torch.Generator().manual_seed(0)
     order, shift = torch.randperm(5, generator=g), torch.rand(2, 1, 3, generator=g, dtype=torch.float64)
@@ -122,8 +125,9 @@ def test_network_moves_with_shift_and_permutation(method):
 
 
 @pytest.mark.parametrize("kind", ["shift", "rotation", "permutation", "cell vectors"])
-def test_likelihood_does_not_depend_on_how_a_crystal_is_described(kind):
-    flow = stirred("geodesic", cell="log")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_likelihood_does_not_depend_on_how_a_crystal_is_described(kind, architecture):
+    flow = stirred("geodesic", cell="log", architecture=architecture)
     crystals = [c.reduced() for c in some_crystals((3, 3))]
     state, mask = double(crystals)
     new, _ = double(changed(kind, crystals)[0])
@@ -173,8 +177,9 @@ def test_checkpoints_from_before_the_shells_have_none():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_padding_changes_nothing(method):
-    flow = stirred(method)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_changes_nothing(method, architecture):
+    flow = stirred(method, architecture=architecture)
     crystals = some_crystals((4, 4))
     state, mask = double(crystals)
     longer = collate(crystals, size=7, dtype=torch.float64)
@@ -193,8 +198,9 @@ def test_padding_changes_nothing(method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("given", [True, False])
-def test_corners_of_one_model_make_whole_crystals(method, given):
-    flow = stirred(method, given_species=0.5).float()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_corners_of_one_model_make_whole_crystals(method, given, architecture):
+    flow = stirred(method, given_species=0.5, architecture=architecture).float()
     batch = collate(some_crystals((5, 3)))
     known = {"species": batch.species} if given else None
     x = flow.sample((2, 5), mask=batch.mask, steps=4, known=known, generator=torch.Generator().manual_seed(0))
