@@ -146,7 +146,7 @@ def distances(crystals: Crystals, draws: int, most: float = UNMATCHED) -> Tensor
     i, j = torch.triu_indices(draws, draws, 1)
     start = draws * torch.arange(total // draws)[:, None]
     off = differences(crystals.rows((start + i).flatten()), crystals.rows((start + j).flatten()))
-    off = off.nan_to_num(most).clamp_max(most).view(-1, len(i))
+    off = off.nan_to_num(most).clamp_max(most).view(total // draws, len(i))
     table = off.new_zeros(len(off), draws, draws)
     table[:, i, j] = off
     return table + table.mT

@@ -49,14 +49,15 @@ def labels_agree(labels: Any, formulas: Sequence[str]) -> tuple[Agreement, Agree
 
 
 def sample_like(
-    flow: Any, sizes: Sequence[int], num: int, steps: int, seed: int, progress: Any = None
+    flow: Any, sizes: Sequence[int], num: int, steps: int, seed: int, progress: Any = None, jumps: Any = None
 ) -> list[Crystal]:
-    """Crystals whose numbers of atoms are drawn from those of the training set."""
+    """Crystals whose numbers of atoms are drawn from those of the training set; ``jumps`` as for
+    :func:`manifoldflow.tasks.crystals.sampling.draw`."""
     chosen = np.sort(np.random.default_rng(seed).choice(np.asarray(sizes), num))
     wanted = [Wanted(int(n)) for n in chosen]
     made: list[Crystal] = []
     for number, rows in enumerate(batches_of(wanted)):
-        made += draw(flow, [wanted[i] for i in rows], steps=steps, seed=seed, number=number)
+        made += draw(flow, [wanted[i] for i in rows], steps=steps, seed=seed, number=number, jumps=jumps)
         if progress is not None:
             progress(len(made))
     return made

@@ -35,6 +35,7 @@ def sample(
     data: str | None = None,
     steps: int = 50,
     choose: int | None = None,
+    contact: float = 0.0,
     seed: int = 0,
     space_group: int | None = None,
     energy_above_hull: float | None = None,
@@ -75,6 +76,7 @@ def sample(
         steps: of sampling.
         choose: make so many for each that is kept, and keep those from which the rest is least far (the first is the best single
             guess). Default: 8 for a formula, 1 otherwise.
+        contact: draw again, up to eight times, what has a closer contact than so many sums of covalent radii, such as 0.7.
         seed: of the random draws; the same seed gives the same crystals.
         space_group, energy_above_hull, band_gap: conditions, for checkpoints that were trained with them.
         relax: relax each with CHGNet (a learned surrogate of DFT) and write both versions.
@@ -97,6 +99,8 @@ def sample(
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} must be at least {least}, got {value}")
+    if not 0 <= contact < 1.5:
+        raise ValueError(f"--contact must be at least 0 and below 1.5 sums of covalent radii, got {contact:g}")
     if max_atoms < 1:
         raise ValueError(f"--max-atoms must be at least 1, got {max_atoms}")
     for name, bound in (("timeout", timeout), ("tolerance", tolerance)):
@@ -146,7 +150,7 @@ def sample(
         choose = choose or (8 if wanted[0].species is not None and from_ is None else 1)
         if choose > 1 and wanted[0].species is None:
             raise ValueError("--choose compares crystals of one composition: it needs a --formula or --from")
-        batches = model.batches(wanted, steps, seed, choose)
+        batches = model.batches(wanted, steps, seed, choose, contact)
         source = model.name
     book = Book(out, format, symmetrise)
     run = _Run(book, known, relax, relax_steps, timeout, workers, tolerance, seed, keep=report)
@@ -338,29 +342,46 @@ class _Model:
         return bool(self.facts.get("pairs") or self.facts.get("prototypes"))
 
     def batches(
-        self, wanted: Sequence[Any], steps: int, seed: int, choose: int = 1
+        self, wanted: Sequence[Any], steps: int, seed: int, choose: int = 1, contact: float = 0.0
     ) -> Iterator[list[tuple[Crystal, str]]]:
         """Crystals batch by batch, with a progress bar."""
         from rich.progress import Progress
 
         from manifoldflow.tasks.crystals.consensus import chosen
+        from manifoldflow.tasks.crystals.metrics import geometry
         from manifoldflow.tasks.crystals.sampling import batches_of, draw
 
         parts = list(batches_of(wanted, max(1, 64 // choose)))
         for number, rows in enumerate(parts):
             some = [wanted[i] for i in rows]
+            every = [one for one in some for _ in range(choose)]
+            crystals: list[Crystal] = []
+            again = list(range(len(every)))
             with Progress(transient=True) as progress:
-                task = progress.add_task(f"sampling, batch {number + 1} of {len(parts)}", total=steps)
-                crystals = draw(
-                    self.flow,
-                    [one for one in some for _ in range(choose)],
-                    steps=steps,
-                    seed=seed,
-                    number=number,
-                    from_prototypes=self.from_prototypes,
-                    conditions=self.conditions,
-                    callback=partial(progress.advance, task),
-                )
+                for k in range(1 + (ROUNDS if contact > 0 else 0)):
+                    what = f"sampling, batch {number + 1} of {len(parts)}" + (
+                        f", {len(again)} of them again" if k else ""
+                    )
+                    task = progress.add_task(what, total=steps)
+                    made = draw(
+                        self.flow,
+                        [every[i] for i in again],
+                        steps=steps,
+                        seed=seed,
+                        number=number + k * len(parts),
+                        from_prototypes=self.from_prototypes,
+                        conditions=self.conditions,
+                        callback=partial(progress.advance, task),
+                    )
+                    crystals = crystals or made
+                    for i, crystal in zip(again, made, strict=True):
+                        crystals[i] = crystal
+                    if contact > 0:
+                        whole = [i for i, crystal in enumerate(crystals) if len(crystal)]
+                        apart = dict(zip(whole, geometry([crystals[i] for i in whole]).contact, strict=True))
+                        again = [i for i in range(len(every)) if not apart.get(i, 0.0) >= contact]
+                    if contact <= 0 or not again:
+                        break
             if choose > 1:
                 crystals_kept: list[tuple[Crystal, str]] = []
                 draws = iter(crystals)
@@ -371,6 +392,10 @@ class _Model:
                 yield crystals_kept
                 continue
             yield [(crystal, one.label) for crystal, one in zip(crystals, some, strict=True)]
+
+
+ROUNDS = 8
+"""In which crystals with close contacts are drawn again."""
 
 
 def fitting(embedded: Sequence[str], counts: Any, z: str) -> str:

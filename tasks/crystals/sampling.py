@@ -23,6 +23,8 @@ PAIRS = 8_000
 """Pairs of atoms in a batch: what a core keeps in its cache."""
 BLUR = 0.02
 """Of a guess before a flow that was trained on guesses, as in its training."""
+JUMPS = mf.Jumps()
+"""How species are drawn where nobody says otherwise."""
 REFINE_FROM = 0.6
 """Time at which a guess is noised and handed to a flow that never saw guesses; 0 forgets it, 1 keeps it as it is."""
 
@@ -75,6 +77,7 @@ def draw(
     from_prototypes: bool = False,
     blur: float = BLUR,
     conditions: Mapping[str, float] | None = None,
+    jumps: mf.Jumps | None = None,
     callback: Callable[[], Any] | None = None,
 ) -> list[Crystal]:
     """Crystals of one batch, atoms in the order wanted.
@@ -87,6 +90,7 @@ def draw(
         from_prototypes: the flow was trained to start from guesses; otherwise a guess is noised to a middle time.
         blur: of a guess before such a flow: what makes its crystals differ.
         conditions: what all are asked to be, of those that the flow was trained with.
+        jumps: how species that are not given are drawn; :data:`JUMPS` if absent.
         callback: called after every step.
     """
     generator = generator_of(seed, number)
@@ -135,6 +139,8 @@ def draw(
     masks = {k: v.to(device) for k, v in where.items()}
     if cond:
         options["cond"] = {name: value.to(device) for name, value in cond.items()}
+    if "species" not in known:
+        options["method"] = jumps or JUMPS
     with torch.no_grad(), _slope(flow, "prototype" not in cond):
         x = flow.sample(
             tuple(mask.shape),

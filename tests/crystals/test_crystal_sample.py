@@ -319,6 +319,20 @@ def test_choosing_makes_as_many_as_were_asked_for(models, tmp_path: Path, capsys
     assert run(*words, "--num-atoms", "3") == 2 and "one composition" in capsys.readouterr().err
 
 
+def test_crystals_with_close_contacts_are_drawn_again(models, tmp_path: Path, capsys) -> None:
+    words = ["--checkpoint", models["joint"], "--steps", "2", "--num", "6", "--num-atoms", "3", "--seed", "1"]
+    assert run(*words, "--out", str(tmp_path / "plain")) == 0
+    plain = [float(row["contact_ratio"]) for row in rows_of(tmp_path / "plain")]
+    limit = float(np.median(plain))  # every second draw is good
+    assert run(*words, "--contact", f"{limit}", "--out", str(tmp_path / "apart")) == 0
+    apart = [float(row["contact_ratio"]) for row in rows_of(tmp_path / "apart")]
+    assert len(plain) == len(apart) == 6 and sum(value < limit - 1e-3 for value in apart) == 0
+    assert all(
+        any(abs(value - other) < 1e-3 for other in apart) for value in plain if value > limit
+    )  # what was good stays
+    assert run(*words, "--contact", "2", "--out", str(tmp_path / "no")) == 2 and "--contact" in capsys.readouterr().err
+
+
 def test_a_flow_trained_on_guesses_begins_at_them(models, tmp_path: Path) -> None:
     flow = checkpoint.load(models["joint"])
     model = str(checkpoint.save(flow, tmp_path / "m.safetensors", {"pairs": 3}))
