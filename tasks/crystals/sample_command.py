@@ -377,8 +377,8 @@ class _Model:
                     for i, crystal in zip(again, made, strict=True):
                         crystals[i] = crystal
                     if contact > 0:
-                        whole = [i for i, crystal in enumerate(crystals) if len(crystal)]
-                        apart = dict(zip(whole, geometry([crystals[i] for i in whole]).contact, strict=True))
+                        cells = [i for i, crystal in enumerate(crystals) if len(crystal)]
+                        apart = dict(zip(cells, geometry([crystals[i] for i in cells]).contact, strict=True))
                         again = [i for i in range(len(every)) if not apart.get(i, 0.0) >= contact]
                     if contact <= 0 or not again:
                         break
