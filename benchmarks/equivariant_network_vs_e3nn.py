@@ -81,8 +81,7 @@ class E3nnNetwork(nn.Module):
             h = h + self.gate(mix((message * both).sum(2) / 4)) * real
         scalars, arrows = h[..., : self.width], h[..., self.width :].unflatten(-1, (self.vectors, 3))
         pace = ((1 - t).square() + 0.01).sqrt().reshape(-1, 1, 1)
-        # e3nn's vectors are (y, z, x)
-        step = self.push(arrows.transpose(-1, -2)).squeeze(-1)[..., [2, 0, 1]]
+        step = self.push(arrows.transpose(-1, -2)).squeeze(-1)  # e3nn's vectors are (x, y, z)
         where = (pos + pace * step) * real
         where = (where - where.sum(1, keepdim=True) / real.sum(1, keepdim=True)) * real
         made = self.atom_out(scalars)
