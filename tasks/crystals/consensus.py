@@ -152,12 +152,13 @@ def distances(crystals: Crystals, draws: int, most: float = UNMATCHED) -> Tensor
     return table + table.mT
 
 
-def representatives(table: Tensor, num: int) -> Tensor:
+def representatives(table: Tensor, num: int, weights: Tensor | None = None) -> Tensor:
     """Which draws to put forward, the best single one first, ``(cells, num)`` of numbers of draws.
 
     Args:
         table: distances ``(cells, draws, draws)``, see :func:`distances`.
         num: how many, at most ``draws``.
+        weights: of the draws as guesses of the truth, ``(cells, draws)``; all alike if absent.
 
     Raises:
         ValueError: more are wanted than there are draws.
@@ -165,11 +166,12 @@ def representatives(table: Tensor, num: int) -> Tensor:
     cells, draws, _ = table.shape
     if not 1 <= num <= draws:
         raise ValueError(f"num must lie between 1 and the number of draws ({draws}), got {num}")
+    share = table.new_full((cells, 1, draws), 1 / draws) if weights is None else weights.to(table).unsqueeze(1)
     nearest = table.new_full((cells, 1, draws), torch.inf)
     is_taken = torch.zeros(cells, draws, dtype=torch.bool, device=table.device)
     chosen = []
     for _ in range(num):
-        expected = torch.minimum(table, nearest).mean(-1)  # of the best, were each draw added
+        expected = (share * torch.minimum(table, nearest)).sum(-1)  # of the best, were each draw added
         best = expected.masked_fill(is_taken, torch.inf).argmin(1, keepdim=True)
         chosen.append(best)
         is_taken = is_taken.scatter(1, best, True)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import manifoldflow as mf
 from manifoldflow.tasks.common.tables import Kept, share, show
 from manifoldflow.tasks.crystals.baselines import relatives
 from manifoldflow.tasks.crystals.energies import STABLE, SURROGATE, Agreement, agreement, embedded_hull, read_energies
@@ -22,7 +23,7 @@ from manifoldflow.tasks.crystals.evaluate import judge_set, set_rows
 from manifoldflow.tasks.crystals.metrics import first_of_kind, geometry, known_of
 from manifoldflow.tasks.crystals.refining import refined
 from manifoldflow.tasks.crystals.relax import Relaxer
-from manifoldflow.tasks.crystals.sampling import BLUR, Wanted, batches_of, draw
+from manifoldflow.tasks.crystals.sampling import JUMPS, Wanted, batches_of, draw
 from manifoldflow.tasks.crystals.splits import split_by_formula
 from manifoldflow.tasks.crystals.store import CrystalDataset
 from manifoldflow.tasks.crystals.structure import Crystal, parse_formula
@@ -132,6 +133,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--contact", type=float, default=0.0, help="draw again what has a closer contact than so many sums of radii"
     )
+    parser.add_argument(
+        "--blur", type=float, default=0.0, help="of relatives before the flow, in turns; they differ without it, too"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=JUMPS.temperature, help="of the species that the flow draws, from noise"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", default="denovo.json")
@@ -156,9 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def drawn(num: int, seed: int) -> list[Crystal]:
         if given.source == "noise":
-            return sample_like(flow, sizes, num, given.steps, seed)
+            jumps = mf.Jumps(temperature=given.temperature)
+            return sample_like(flow, sizes, num, given.steps, seed, jumps=jumps)
         crystals = relatives(train, num, seed)
-        return crystals if given.source == "rule" else refined(flow, crystals, steps=given.steps, blur=BLUR, seed=seed)
+        return (
+            crystals
+            if given.source == "rule"
+            else refined(flow, crystals, steps=given.steps, blur=given.blur, seed=seed)
+        )
 
     made, tried = kept_apart(drawn, given.num, given.contact, given.seed)
     print(f"{len(made)} of {tried} drawn are kept")

@@ -18,7 +18,8 @@ import manifoldflow as mf
 from manifoldflow.files import write_text
 from manifoldflow.tasks.common.runs import load_model
 from manifoldflow.tasks.common.tables import show
-from manifoldflow.tasks.crystals.baselines import predict, substitute
+from manifoldflow.tasks.crystals.baselines import Substitution, predict, substitute
+from manifoldflow.tasks.crystals.consensus import distances, representatives
 from manifoldflow.tasks.crystals.evaluate import Judged, judge, prediction_table
 from manifoldflow.tasks.crystals.flow import BUILDER, annealed
 from manifoldflow.tasks.crystals.picking import doubt
@@ -30,6 +31,8 @@ from manifoldflow.tasks.crystals.structure import Crystal, collate
 
 STEPS = 20
 """Of sampling from a guess, which is near already."""
+SHARE, REACH = 0.9, 3.0
+"""Of :func:`combined`: belief in prototypes, and how it falls with the distance of the elements; chosen on a validation part."""
 WEIGHT = 0.5
 """Of the logarithm of the doubt beside the distance of the elements, see :func:`ranked`; chosen on a validation part."""
 
@@ -96,6 +99,42 @@ def ranked(
     return result
 
 
+def combined(
+    guesses: Sequence[Crystal],
+    draws: Sequence[Crystal],
+    num: int = 5,
+    *,
+    share: float = SHARE,
+    reach: float = REACH,
+) -> list[Crystal]:
+    r"""Guesses from prototypes and draws from noise weighed together: the ``num`` of least expected error.
+
+    The truth is believed to be like guess k with probability :math:`p\, e^{-d_k / r} / \sum_j e^{-d_j / r}`, d the distance of
+    the elements, and like each of the draws with an equal part of :math:`1 - p`; which to put forward follows as in
+    :func:`manifoldflow.tasks.crystals.consensus.representatives`. Guesses with another number of atoms come last.
+
+    Args:
+        guesses: with their ``distance`` in the labels; of the flow, or as they were.
+        draws: of the flow from noise, of the same composition.
+        num: how many, at most.
+        share: p; 1 where there are no draws, 0 where there are no guesses.
+        reach: r.
+    """
+    size = len(draws[0]) if draws else (len(guesses[0]) if guesses else 0)
+    fit = [c for c in guesses if len(c) == size]
+    both = [*fit, *draws]
+    if not both:
+        return list(guesses[:num])
+    part = (share if draws else 1.0) if fit else 0.0
+    distance = torch.tensor([float(c.labels["distance"]) for c in fit], dtype=torch.float64)
+    weights = torch.cat(
+        [part * torch.softmax(-distance / reach, 0), torch.full((len(draws),), (1 - part) / max(len(draws), 1))]
+    )
+    table = distances(collate(both), len(both))
+    best = representatives(table, min(num, len(both)), weights.unsqueeze(0))[0].tolist()
+    return [*(both[k] for k in best), *(c for c in guesses if len(c) != size)][:num]
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Make the table of starts from prototypes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -108,7 +147,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--slope", type=float, help="of the annealed velocity; the checkpoint's own if absent")
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, WEIGHT, float("inf")], help="of the doubt")
     parser.add_argument("--draws", type=int, default=2, help="of the noise, for the doubt")
-    parser.add_argument("--noise", action="store_true", help="rows from noise, too")
+    parser.add_argument(
+        "--noise", type=int, default=0, help="draws from noise of each; rows with them, too, if there are any"
+    )
     parser.add_argument("--num", type=int, default=5, help="candidates that count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="crystals_prototypes.csv", help="a row for each candidate")
@@ -127,12 +168,20 @@ def main(words: Sequence[str] | None = None) -> None:
     guesses = substitute(cells, known, given.prototypes)
     flat = [g for some in guesses for g in some]
     after = _split(refined(flow, flat, steps=given.steps, seed=given.seed), guesses)
-    own = candidates(flow, cells, given.num, seed=given.seed) if given.noise else [[] for _ in cells]
-    pools = {"substitution": guesses, "flow from prototype": after, "flow from noise": own}
-    found = {
-        name: judge(name, some, truth, max(given.num, given.prototypes), workers=1) for name, some in pools.items()
+    own = candidates(flow, cells, given.noise, seed=given.seed) if given.noise else [[] for _ in cells]
+    plain = Substitution(known, distinct=False)
+    held = [np.array([c.formula == t.formula for c in known]) for t in truth]
+    same = [plain.candidates(cell, given.num, is_own) for cell, is_own in zip(cells, held, strict=True)]
+    pools: dict[str, Sequence[Sequence[Crystal]]] = {
+        "substitution": guesses,
+        "flow from prototype": after,
+        "flow from noise": own,
     }
-    rows_of: dict[str, NDArray[np.float64]] = {}
+    most = max(given.num, given.prototypes, given.noise)
+    found = {name: judge(name, some, truth, most, workers=1) for name, some in pools.items()}
+    rows_of: dict[str, NDArray[np.float64]] = {
+        "substitution, nearest templates": judge("plain", same, truth, given.num, workers=1).rms
+    }
     lines = ["truth,rank,method,atoms,distance,doubt,published,strict"]
     for name, some in pools.items():
         rms = found[name].rms
@@ -152,14 +201,15 @@ def main(words: Sequence[str] | None = None) -> None:
             for i, group in enumerate(ranked(named, sure, weight)):
                 chosen[i, : len(group)] = rms[i, [int(c.name) for c in group]]
             rows_of[f"{name}, {word}"] = chosen
-    if given.noise:  # the last of the candidates from noise, and all where there is no prototype
+    if given.noise:
         for name in ("substitution", "flow from prototype"):
-            mixed = rows_of[f"{name}, by distance"].copy()
-            noise = found["flow from noise"].rms
-            for i, templates in enumerate(guesses):
-                first = min(len(templates), given.num - 1)
-                mixed[i, first : given.num] = noise[i, : given.num - first]
-            rows_of[f"{name}, last from noise"] = mixed
+            rms = np.full((len(truth), given.num, found[name].rms.shape[2]), np.nan)
+            for i, (starts, draws) in enumerate(zip(pools[name], own, strict=True)):
+                place = {id(c): found[name].rms[i, k] for k, c in enumerate(starts)}
+                place |= {id(c): found["flow from noise"].rms[i, k] for k, c in enumerate(draws)}
+                for k, crystal in enumerate(combined(starts, draws, given.num)):
+                    rms[i, k] = place[id(crystal)]
+            rows_of[f"{name} and {given.noise} draws from noise"] = rms
     judged = []
     for name, rms in rows_of.items():
         judged.append(Judged(name, rms[:, : given.num], rms[:, 0]))

@@ -23,8 +23,8 @@ PAIRS = 8_000
 """Pairs of atoms in a batch: what a core keeps in its cache."""
 BLUR = 0.02
 """Of a guess before a flow that was trained on guesses, as in its training."""
-JUMPS = mf.Jumps()
-"""How species are drawn where nobody says otherwise."""
+JUMPS = mf.Jumps(temperature=0.7)
+"""How species are drawn where nobody says otherwise: at temperature 1 crystals get twice as many elements as real ones have."""
 REFINE_FROM = 0.6
 """Time at which a guess is noised and handed to a flow that never saw guesses; 0 forgets it, 1 keeps it as it is."""
 

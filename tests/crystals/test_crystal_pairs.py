@@ -18,7 +18,7 @@ from manifoldflow.tasks.crystals.pairs import axis_changes, guess_pairs, laid_ov
 from manifoldflow.tasks.crystals.picking import doubt
 from manifoldflow.tasks.crystals.predicting import candidates
 from manifoldflow.tasks.crystals.prototypes import NAMED
-from manifoldflow.tasks.crystals.refining import doubts, ranked, refined
+from manifoldflow.tasks.crystals.refining import combined, doubts, ranked, refined
 from manifoldflow.tasks.crystals.structure import Crystal, collate
 
 
@@ -205,3 +205,20 @@ def test_candidates_by_substitution_are_of_different_structure_types_first():
     both = Substitution(ordered).candidates("SrZrO3", 2)
     assert len(both) == 2 and differences(collate(both[:1]), collate(both[1:]))[0] > 0.2
     assert len(Substitution(ordered, distinct=False).candidates("SrZrO3", 2)) == 1
+
+
+def test_guesses_and_draws_are_weighed_together():
+    """Draws that agree with the second guess bring it to the front; alone, the nearest guess stays there."""
+    rng = np.random.default_rng(2)
+    species, cell = np.array([10, 10, 16, 16]), 5.0 * np.eye(3)
+    first, second = (
+        Crystal(species, rng.random((4, 3)), cell, labels={"distance": distance}) for distance in (1.0, 1.2)
+    )
+    larger = Crystal(np.tile(species, 2), rng.random((8, 3)), 6.3 * np.eye(3), labels={"distance": 0.5})
+    draws = [Crystal(species, second.frac + 0.005 * rng.normal(size=(4, 3)), cell) for _ in range(5)]
+    assert combined([first, second], [], 2) == [first, second]
+    made = combined([larger, first, second], draws, 4, share=0.5)
+    assert made[0] is second or any(made[0] is d for d in draws)
+    assert any(c is first for c in made[:2])  # then what the draws do not say
+    assert combined([larger, first, second], draws, 9, share=0.5)[-1] is larger  # of another size: last
+    assert combined([], draws, 2)[0] in draws and combined([larger], [], 2) == [larger] and combined([], [], 2) == []
