@@ -297,6 +297,8 @@ def _read_table(path: Path, column: str | None, name: str | None, closest: float
             header, reader = _header(file, column)
         except (csv.Error, UnicodeError) as error:
             raise ValueError(f"{path}: not a CSV table ({error})") from None
+        if not header:
+            raise ValueError(f"{path}: the table is empty; it needs a first line with the names of its columns")
         key = _column(header, column, CIF_COLUMNS)
         if key is None:
             wanted = (

@@ -544,6 +544,8 @@ def _by_rule(
         made = predict(rule, [species], num, known=known, seed=seed)[0]
         if not made:
             raise ValueError(f"{name}: --rule {rule} knows no structure of these counts")
+        if len(made) < num:
+            print(f"note: {name}: --rule {rule} knows {plural(len(made), 'structure')}, not {num}", file=sys.stderr)
         yield [(crystal, f"{crystal.formula}_{rule}") for crystal in made]
 
 

@@ -607,3 +607,10 @@ def test_reading_a_table_leaves_the_limits_of_other_readers(tmp_path):
     (tmp_path / "a.csv").write_text("id,cif\nx1,nothing\n")
     load_crystals(tmp_path / "a.csv")
     assert csv.field_size_limit() == before
+
+
+def test_an_empty_table_says_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "empty.csv"
+    path.write_text("")
+    with pytest.raises(ValueError, match="the table is empty; it needs a first line"):
+        load_crystals(path)

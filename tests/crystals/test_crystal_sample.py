@@ -125,6 +125,11 @@ def test_a_guess_takes_the_elements_of_the_formula_and_stays_near(models, tmp_pa
     assert composition(tmp_path / "made" / "KBr_refined_000.cif") == {"K": 4, "Br": 4}
 
 
+def test_a_rule_that_knows_fewer_says_so(tmp_path: Path, capsys) -> None:
+    assert run("--formula", "SrTiO3", "--rule", "radius", "--num", "3", "--out", str(tmp_path)) == 0
+    assert "knows 2 structures, not 3" in capsys.readouterr().err and len(rows_of(tmp_path)) == 2
+
+
 def test_rules_need_no_model(tmp_path: Path) -> None:
     assert (
         run("--formula", "SrTiO3", "--rule", "radius", "--num", "1", "--out", str(tmp_path), "--symmetrise", "0.01")
