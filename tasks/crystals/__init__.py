@@ -1,7 +1,10 @@
 """Crystals: structure prediction, de novo generation and refinement of a prototype by one flow."""
 
+import os
 from importlib import import_module
 from typing import Any
+
+os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it prints, in the midst of tables, what its answer tells anyway
 
 VERBS = {
     "prepare": "prepare_command",

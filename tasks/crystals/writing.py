@@ -1,6 +1,5 @@
 """Crystals to CIF, POSCAR and extended XYZ files that agree with each other, symmetrised on request."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -37,7 +36,6 @@ class Symmetry:
 
 
 def _dataset(crystal: Crystal, tolerance: float) -> Any:
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")  # it prints what it then tells by its answer, in the midst of tables
     import spglib
 
     if not tolerance > 0:
