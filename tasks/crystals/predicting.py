@@ -1,6 +1,8 @@
 """Structures of given compositions from a trained flow, many at once, the best single guess first."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +19,8 @@ BUILDER = "manifoldflow.tasks.crystals.flow:build"
 PAIRS = 8_000
 """Pairs of atoms in a batch: what a core keeps in its cache; ten times as many take 2.5 times as long for each crystal."""
 STEPS = 50
-CHOOSE = 8
+DRAWS = 20
+"""Of each composition where nobody says otherwise: their distances to each other are what the choice among them takes."""
 
 
 def predict(
@@ -27,19 +30,20 @@ def predict(
     *,
     steps: int | None = None,
     seed: int = 0,
-    choose: int = CHOOSE,
+    choose: int | None = None,
     progress: bool = True,
 ) -> list[list[Crystal]]:
     """Structures of cells whose species are given.
 
     Args:
-        checkpoint: embedded name, model file or run folder; None for the embedded one.
+        checkpoint: embedded name, model file or run folder; None for the embedded one that fits each cell, see :func:`fitting`.
         cells: species of all atoms of each cell.
         num: structures for each.
         steps: of sampling; 50 if absent.
         seed: of the draws: the same seed and cells give the same structures.
         choose: samples for each structure that is kept: of ``num * choose`` those are put forward whose expected error is least,
-            see :mod:`manifoldflow.tasks.crystals.consensus`; 1 keeps all, in that order.
+            see :mod:`manifoldflow.tasks.crystals.consensus`; 1 keeps all, in that order. If absent as many as make 20 samples of
+            each cell, at least 1.
         progress: show a bar.
 
     Returns:
@@ -54,15 +58,58 @@ def predict(
 
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    flow, _ = load_model(default_checkpoint() if checkpoint is None else checkpoint, BUILDER, "crystal flow")
-    flow.eval()
+    if choose is None:
+        choose = max(1, DRAWS // num)
+    if checkpoint is None:
+        default_checkpoint()  # there must be one
+        embedded = [name for name in known_checkpoints() if name.startswith("crystals")]
+        names: list[str | Path] = [fitting(embedded, _counted(cell)) for cell in cells]
+    else:
+        names = [checkpoint] * len(cells)
+    result: list[list[Crystal]] = [[] for _ in cells]
     with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("sampling", total=len(cells) * num * choose)
 
         def made(count: int) -> None:
             bar.advance(task, count)
 
-        return candidates(flow, cells, num, steps=steps or STEPS, seed=seed, choose=choose, callback=made)
+        for name in dict.fromkeys(names):
+            flow, _ = load_model(name, BUILDER, "crystal flow")
+            flow.eval()
+            rows = [i for i, one in enumerate(names) if one == name]
+            some = candidates(
+                flow, [cells[i] for i in rows], num, steps=steps or STEPS, seed=seed, choose=choose, callback=made
+            )
+            for i, found in zip(rows, some, strict=True):
+                result[i] = [replace(c, name=f"{i}_{k}", labels={"number": i}) for k, c in enumerate(found)]
+    return result
+
+
+def fitting(embedded: Sequence[str], counts: Sequence[tuple[int, int]] | None) -> str:
+    """The embedded checkpoint for one cell: that of perovskites for one unit ABX3 of its elements (X3 being three of N, O, F and
+    S, alike or not), else that of all.
+
+    Args:
+        embedded: names.
+        counts: ``(species, count)`` of the cell, None where they are open.
+    """
+    general = "crystals_mp" if "crystals_mp" in embedded else embedded[0]
+    if counts is None or "crystals_perov" not in embedded:
+        return general
+    from manifoldflow.tasks.crystals.nearest import embedded_known
+
+    known = embedded_known("perov_5")
+    has_elements = known is not None and all((known.elements[:, number] > 0).any() for number, _ in counts)
+    anions = sum(count for number, count in counts if number in _ANIONS)
+    return "crystals_perov" if has_elements and anions == 3 and sum(count for _, count in counts) == 5 else general
+
+
+_ANIONS = (6, 7, 8, 15)
+"""Species numbers of N, O, F and S."""
+
+
+def _counted(cell: Sequence[int]) -> list[tuple[int, int]]:
+    return sorted(Counter(int(s) for s in cell).items())
 
 
 def candidates(

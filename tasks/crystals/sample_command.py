@@ -312,12 +312,13 @@ class _Model:
         from manifoldflow.checkpoint import known_checkpoints, read_metadata
         from manifoldflow.tasks.common.runs import load_model
         from manifoldflow.tasks.crystals.flow import BUILDER
+        from manifoldflow.tasks.crystals.predicting import fitting
 
         if checkpoint is None:
             embedded = [name for name in known_checkpoints() if name.startswith("crystals")]
             if not embedded:
                 raise FileNotFoundError("no embedded checkpoint of crystals is installed; name one with --checkpoint")
-            checkpoint = fitting(embedded, counts, z)
+            checkpoint = fitting(embedded, counts if z.strip() == "1" else None)
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {device}: this machine (or this build of torch) has no such GPU; use cpu")
         self.flow, path = load_model(checkpoint, BUILDER, "crystal flow", device=device)
@@ -396,25 +397,6 @@ class _Model:
 
 ROUNDS = 8
 """In which crystals with close contacts are drawn again."""
-
-
-def fitting(embedded: Sequence[str], counts: Any, z: str) -> str:
-    """The embedded checkpoint for a formula: that of perovskites for one unit of ABX3 of its elements, else that of all.
-
-    Args:
-        embedded: names.
-        counts: ``(species, count)`` of a formula unit, None where it is open.
-        z: formula units, as asked for.
-    """
-    general = "crystals_mp" if "crystals_mp" in embedded else embedded[0]
-    if counts is None or "crystals_perov" not in embedded or z.strip() != "1":
-        return general
-    from manifoldflow.tasks.crystals.nearest import embedded_known
-
-    known = embedded_known("perov_5")
-    has_elements = known is not None and all((known.elements[:, number] > 0).any() for number, _ in counts)
-    is_abx3 = sorted(count for _, count in counts) == [1, 1, 3]
-    return "crystals_perov" if is_abx3 and has_elements else general
 
 
 def _wanted(

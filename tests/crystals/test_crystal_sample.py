@@ -18,8 +18,9 @@ from manifoldflow.tasks.crystals.elements import SYMBOLS
 from manifoldflow.tasks.crystals.flow import CrystalConfig, build
 from manifoldflow.tasks.crystals.formula import read_formula
 from manifoldflow.tasks.crystals.model import NetworkConfig
+from manifoldflow.tasks.crystals.predicting import fitting, predict
 from manifoldflow.tasks.crystals.reading import load_crystals
-from manifoldflow.tasks.crystals.sample_command import fitting, parse_sizes, sublattice
+from manifoldflow.tasks.crystals.sample_command import parse_sizes, sublattice
 from manifoldflow.tasks.crystals.sampling import Wanted, batches_of, draw
 from manifoldflow.tasks.crystals.structure import Crystal
 from manifoldflow.tasks.crystals.writing import write_crystal
@@ -360,10 +361,24 @@ def test_sizes_and_sublattices() -> None:
 
 def test_perovskites_are_made_by_the_model_of_perovskites() -> None:
     both = ["crystals_mp", "crystals_perov"]
-    chosen = {text: fitting(both, read_formula(text), "1") for text in ("SrTiO3", "NaCl", "UXeO3", "CaF2")}
-    assert chosen == {"SrTiO3": "crystals_perov", "NaCl": "crystals_mp", "UXeO3": "crystals_mp", "CaF2": "crystals_mp"}
-    assert fitting(both, read_formula("SrTiO3"), "1..2") == fitting(both, None, "1") == "crystals_mp"
-    assert fitting(["crystals_other"], read_formula("SrTiO3"), "1") == "crystals_other"
+    for text in ("SrTiO3", "BaTiO2F", "OsRhNOF"):  # the anions may differ
+        assert fitting(both, read_formula(text)) == "crystals_perov", text
+    for text in ("NaCl", "UXeO3", "CaF2", "CsPbI3", "NaNO3", "Sr2Ti2O6"):
+        expected = (
+            "crystals_perov" if text == "Sr2Ti2O6" and sum(n for _, n in read_formula(text)) == 5 else "crystals_mp"
+        )
+        assert fitting(both, read_formula(text)) == expected, text
+    assert (
+        fitting(both, None) == "crystals_mp" and fitting(["crystals_other"], read_formula("SrTiO3")) == "crystals_other"
+    )
+
+
+def test_each_cell_is_predicted_by_the_embedded_model_that_fits() -> None:
+    cells = [[10, 16], [7, 37, 7, 21, 7], [11, 7]]  # NaCl, SrTiO3 in an order of its own, MgO
+    made = predict(None, cells, 2, steps=2, choose=1, progress=False)
+    assert [sorted(c.species.tolist()) for some in made for c in some] == [sorted(cell) for cell in cells for _ in "ab"]
+    alone = predict("crystals_perov", cells[1:2], 2, steps=2, choose=1, progress=False)
+    assert np.array_equal(made[1][0].frac, alone[0][0].frac) and [c.name for c in made[1]] == ["1_0", "1_1"]
 
 
 def test_a_full_disk_names_the_data_set_that_did_not_fit(tmp_path: Path) -> None:
