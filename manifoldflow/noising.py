@@ -98,7 +98,7 @@ def draw(
         x0 = coupled
     times = field_times(flow.fields, t, pins, list(fields(x1)))
     points = {n: flow.path[n].sample(fields(x0)[n], v, times[n], generator=generator) for n, v in fields(x1).items()}
-    clean = {n: flow.path[n].state_of(v) for n, v in fields(x1).items()}
+    clean = {n: flow.path[n].state_of(v).to(points[n].x.dtype) for n, v in fields(x1).items()}
     xt = {n: where_mask(masks[n], p.x, clean[n]) for n, p in points.items()}
     for n, chosen in pins.items():
         if chosen is not None:  # not every path ends at its data point exactly: the Dirichlet path ends near it
@@ -251,7 +251,8 @@ def fit_known(flow: Noised, x: State, known: State | None, known_mask: Any) -> K
     """
     if known is None:
         return Known()
-    view, given = fields(x), fields(known)
+    given = fields(known)
+    view = {n: flow.path[n].data_of(v) for n, v in fields(x).items()}  # whatever the paths carry, known are data
     if unknown := set(given) - set(flow.path):
         raise ValueError(f"known has unknown fields {sorted(unknown)}; the fields are {list(flow.path)}")
     first = first_tensor(x)

@@ -171,6 +171,15 @@ PATHS = {
         lambda: mf.Flow(mf.Counts(4), Scaled(lambda x: 0.0 * x), path=mf.BirthDeath(predicts="births")),
         tokens,
     ),
+    "beliefs": (lambda: mf.Flow(mf.Tokens(4), logits(4), path=mf.CategoricalBayes()), tokens),
+    "beliefs, expected": (
+        lambda: mf.Flow(
+            mf.Tokens(4),
+            logits(4),
+            path=mf.CategoricalBayes(objective="cross_entropy", observe="expected", resample=True),
+        ),
+        tokens,
+    ),
     "dirichlet": (lambda: mf.Flow(mf.Simplex(4), logits(4), path=mf.DirichletPath()), lambda: corners(4)),
     "corners": (
         lambda: mf.Flow(mf.Simplex(4), logits(4), path=mf.Geodesic(predicts="logits", own_evidence=True)),

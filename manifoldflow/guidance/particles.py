@@ -210,7 +210,8 @@ class ParticleKernel:
 
     def finish(self, states: list[State], carry: Flock) -> list[State]:
         """Of every group one particle, drawn by weight, and at earlier times its ancestors."""
-        weight = carry.log_weight + self.owner.value(states[-1]).reshape(carry.value.shape) - carry.value
+        last = {n: self.owner.path[n].data_of(v) for n, v in fields(states[-1]).items()}
+        weight = carry.log_weight + self.owner.value(like(last, states[-1])).reshape(carry.value.shape) - carry.value
         chosen = draw_categorical(weight, generator=carry.generator)
         chosen = chosen + torch.arange(len(chosen), device=chosen.device) * self.owner.count
         out = []

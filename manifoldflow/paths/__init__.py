@@ -2,6 +2,7 @@
 
 from manifoldflow.paths.base import NoisyPoint, Path, PathPoint, Point, Source
 from manifoldflow.paths.birth_death import BirthDeath
+from manifoldflow.paths.categorical_bayes import CategoricalBayes
 from manifoldflow.paths.diffusion import Diffusion, VarianceExploding, VariancePreserving
 from manifoldflow.paths.dirichlet import DirichletPath
 from manifoldflow.paths.dirichlet_field import dirichlet_speed
@@ -23,6 +24,7 @@ __all__ = [
     "BirthDeath",
     "BridgeNoise",
     "BumpNoise",
+    "CategoricalBayes",
     "Cosine",
     "Diffusion",
     "DirichletPath",

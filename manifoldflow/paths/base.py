@@ -256,7 +256,7 @@ class Path:
 
     def guess(self, pred: Tensor, x: Tensor, t: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """A clean point drawn from a prediction at ``x``: a step to t = 1."""
-        return self.advance(pred, x, t, torch.ones_like(t), generator=generator).x
+        return self.data_of(self.advance(pred, x, t, torch.ones_like(t), generator=generator).x)
 
     # ---------------------------------------------------------------- sampling
 

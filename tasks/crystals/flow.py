@@ -38,6 +38,8 @@ class CrystalConfig:
         transport: pair noise and data by optimal transport of the atoms.
         finest: training times and solver steps are even in the logarithm of what is left of the noise, down to this share.
         anneal: slope of the velocity at sampling, 0 for none; geodesic flow only.
+        species_path: how species are generated: "masking" unmasks each once; "bayesian", for the method of that name, observes
+            them as it does the positions, and the network sees beliefs of both.
         noise: of the interpolant, in turns; largest and smallest of the diffusion: 0.5 and ``least_noise``.
         least_noise: smallest noise of the diffusion, in turns.
         accuracy_steps: observations of the Bayesian flow.
@@ -59,6 +61,7 @@ class CrystalConfig:
     noise: float = 0.05
     least_noise: float = 0.003
     accuracy_steps: int = 1000
+    species_path: Literal["masking", "bayesian"] = "masking"
     conditions: tuple[str, ...] = ()
     condition_mean: tuple[float, ...] = ()
     condition_scale: tuple[float, ...] = ()
@@ -72,10 +75,18 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
 
     Its lattice is that of :func:`manifoldflow.tasks.crystals.batches.per_atom`: the metric tensor over the number of atoms to
     the power 2/3.
+
+    Raises:
+        ValueError: beliefs of species beside positions without.
     """
     c = _as_config(config)
     if c.architecture not in NETWORKS:
         raise ValueError(f"architecture must be one of {', '.join(NETWORKS)}, got {c.architecture!r}")
+    is_believed = c.species_path == "bayesian"
+    if is_believed and c.method != "bayesian":
+        raise ValueError(f'species_path "bayesian" is for method "bayesian", not for {c.method!r}')
+    if is_believed and c.architecture != "pairs":
+        raise ValueError(f'species_path "bayesian" is for the architecture "pairs", not for {c.architecture!r}')
     cells = LogEuclideanSPD(3) if c.cell == "log" else mf.SPD(3)
     source = LogNormalCells(tuple(c.cell_mean), tuple(c.cell_scale))  # type: ignore[arg-type]
     scale = max(c.cell_scale)
@@ -93,12 +104,12 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
     )
     flow = mf.Flow(
         spaces={
-            "species": mf.Tokens(ELEMENTS, mask=True),
+            "species": mf.Tokens(ELEMENTS, mask=not is_believed),
             "frac": mf.Torus(3),
             "lattice": mf.Field(cells, per="graph"),
         },
         source={"frac": mf.Uniform()} | ({} if c.method == "bayesian" else {"lattice": source}),
-        path={"species": mf.Masking(), **_paths(c, source)},
+        path={"species": mf.CategoricalBayes() if is_believed else mf.Masking(), **_paths(c, source)},
         coupling=AtomOT(across=c.given_species < 1)
         if c.transport and c.method in ("geodesic", "interpolant")
         else None,

@@ -45,8 +45,8 @@ class CrystalNetwork(nn.Module):
     """Predictions for the fields of a crystal.
 
     The first call argument is a state: ``frac`` ``(B, N, 3)`` (or ``(B, N, 6)``, where a path carries three concentrations
-    beside), ``species`` ``(B, N)`` tokens with the mask token ``ELEMENTS``, ``lattice`` ``(B, 3, 3)`` metric tensors. The second
-    is a time per field.
+    beside), ``species`` ``(B, N)`` tokens with the mask token ``ELEMENTS`` (or ``(B, N, ELEMENTS)`` logits of what is believed of
+    them), ``lattice`` ``(B, 3, 3)`` metric tensors. The second is a time per field.
 
     Args:
         config: size.
@@ -121,13 +121,15 @@ class CrystalNetwork(nn.Module):
         """A tangent of ``frac`` ``(B, N, 3)`` (``(B, N, 2, 3)`` with two outputs), logits of ``species`` ``(B, N, ELEMENTS)`` and
         a tangent of ``lattice`` ``(B, 3, 3)``."""
         frac, species = x["frac"], x["species"]
+        if species.is_floating_point():
+            species = species.softmax(-1).to(frac.dtype)
         belief = frac[..., 3:] if self.beliefs else None
         frac = frac[..., :3]
-        real = torch.ones_like(species, dtype=torch.bool) if mask is None else mask
+        real = torch.ones(frac.shape[:2], dtype=torch.bool, device=frac.device) if mask is None else mask
         count = real.sum(-1, keepdim=True).to(frac.dtype).clamp_min(1)
         when = {n: (t[n] if isinstance(t, dict) else t).to(frac.dtype) for n in ("frac", "species", "lattice")}
         numbers = self._lattice_numbers(x["lattice"]).to(frac.dtype)
-        atom_times = torch.cat([self._time(_per_node(when[n], species)) for n in ("frac", "species")], -1)
+        atom_times = torch.cat([self._time(_per_node(when[n], real)) for n in ("frac", "species")], -1)
         if belief is not None:
             atom_times = torch.cat([atom_times, _belief_features(belief)], -1)
         graph = torch.cat([numbers, count.log() - 1.5, self._time(when["lattice"]), self._start(cond, count)], -1)
@@ -135,8 +137,8 @@ class CrystalNetwork(nn.Module):
         if self.conditions is not None:
             whole = whole + self.conditions(cond, whole)
         h = self.atom_map(
-            self.species(species)
-            + self.fact_map(self.facts[species])
+            _of(self.species.weight, species)
+            + self.fact_map(_of(self.facts, species))
             + self.atom_time(atom_times)
             + whole.unsqueeze(-2)
         )
@@ -213,7 +215,7 @@ class CrystalNetwork(nn.Module):
         low = near @ metric
         constant = torch.einsum("ka,bac,kc->bk", images, metric, images)
         squared = (low * near).sum(-1, keepdim=True) + 2 * low @ images.T + constant.unsqueeze(1)
-        radius = self.radii.to(gap.dtype)[species]
+        radius = _of(self.radii.to(gap.dtype), species)
         apart = squared.clamp_min(1e-4).sqrt() / (radius[:, i] + radius[:, j]).unsqueeze(-1)  # (B, P, 27)
         return near, torch.where((i == j).unsqueeze(-1) & (images == 0).all(-1), 1e3, apart), between
 
@@ -310,8 +312,13 @@ class Messages(nn.Module):
         return h + self.update(torch.cat([normed, heard], -1)), message
 
 
-def _per_node(t: Tensor, species: Tensor) -> Tensor:
-    return t if t.ndim == 2 else t.unsqueeze(-1).expand(species.shape)
+def _per_node(t: Tensor, real: Tensor) -> Tensor:
+    return t if t.ndim == 2 else t.unsqueeze(-1).expand(real.shape)
+
+
+def _of(table: Tensor, species: Tensor) -> Tensor:
+    """Rows of a table ``(ELEMENTS + 1, ...)`` of tokens ``(B, N)``, or their means under probabilities ``(B, N, ELEMENTS)``."""
+    return species @ table[:ELEMENTS] if species.is_floating_point() else table[species]
 
 
 def _spread(concentration: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def draw(
                 shape = (len(mask), longest) if name == "frac" else (len(mask),)
                 t = torch.full(shape, start)
                 x0[name] = flow.path[name].sample(noise[name], guess[name], t, generator=generator).x
-            options["x0"] = {**noise, **x0, "species": guess["species"]}
+            options["x0"] = {**noise, **x0, "species": flow.path["species"].state_of(guess["species"])}
         options["times"] = times
     if "times" not in options:
         options["steps"] = steps
