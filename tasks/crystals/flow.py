@@ -109,7 +109,7 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
             "lattice": mf.Field(cells, per="graph"),
         },
         source={"frac": mf.Uniform()} | ({} if c.method == "bayesian" else {"lattice": source}),
-        path={"species": mf.CategoricalBayes() if is_believed else mf.Masking(), **_paths(c, source)},
+        path={"species": mf.CategoricalBayes(objective="cross_entropy") if is_believed else mf.Masking(), **_paths(c, source)},
         coupling=AtomOT(across=c.given_species < 1)
         if c.transport and c.method in ("geodesic", "interpolant")
         else None,
