@@ -1,6 +1,6 @@
 """What a flow puts together de novo: compositions of its crystals, beside elements drawn by frequency and real crystals.
 
-    python -m manifoldflow.tasks.crystals.compositions --data perov_5.csv.gz --checkpoints masking=runs/a beliefs=runs/b
+``python -m manifoldflow.tasks.crystals.compositions --data perov_5.csv.gz --checkpoints masking=runs/a beliefs=runs/b``
 """
 
 import argparse
@@ -43,7 +43,7 @@ def composition_row(crystals: Sequence[Crystal], known: Sequence[Crystal], real:
         real: what the numbers of elements are compared with.
 
     Returns:
-        How many, valid compositions (SMACT), distance of the numbers of elements (Wasserstein), share with the usual pattern, share
+        How many, valid compositions (SMACT), distance of the numbers of elements (Wasserstein), share with the usual pattern,
         of different formulas, share of formulas that are not among the known ones, closest contact at least 0.7 of the radii.
     """
     made = [c for c in crystals if len(c)]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from manifoldflow.manifolds.spd import matrix_exp, matrix_log, matrix_log_rate
-from manifoldflow.tasks.crystals.model import FAINT, SHELLS, CrystalNetwork, Messages, NetworkConfig, zero
+from manifoldflow.tasks.crystals.model import FAINT, SHELLS, CrystalNetwork, Messages, NetworkConfig, rows_of, zero
 
 _SIZES = (1, 3, 5)
 """Components of the irreps 0e, 1o and 2e."""
@@ -111,7 +111,7 @@ class EquivariantCrystalNetwork(CrystalNetwork):
 
         near, apart, between = self._near_images(gap, lattice, species, count)
         cell = root * count.pow(1 / 3).unsqueeze(-1)
-        radius = self.radii.to(gap.dtype)[species]
+        radius = rows_of(self.radii.to(gap.dtype), species)
         unit = (radius[:, between.i] + radius[:, between.j]).unsqueeze(-1) * apart.clamp_min(0.3)  # (B, P, 27)
         way = (near @ cell).unsqueeze(-2) + (self.images.to(gap.dtype) @ cell).unsqueeze(1)
         angular = o3.spherical_harmonics(

@@ -85,8 +85,6 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
     is_believed = c.species_path == "bayesian"
     if is_believed and c.method != "bayesian":
         raise ValueError(f'species_path "bayesian" is for method "bayesian", not for {c.method!r}')
-    if is_believed and c.architecture != "pairs":
-        raise ValueError(f'species_path "bayesian" is for the architecture "pairs", not for {c.architecture!r}')
     cells = LogEuclideanSPD(3) if c.cell == "log" else mf.SPD(3)
     source = LogNormalCells(tuple(c.cell_mean), tuple(c.cell_scale))  # type: ignore[arg-type]
     scale = max(c.cell_scale)
@@ -109,7 +107,10 @@ def build(config: CrystalConfig | dict[str, Any] | None = None) -> mf.Flow:
             "lattice": mf.Field(cells, per="graph"),
         },
         source={"frac": mf.Uniform()} | ({} if c.method == "bayesian" else {"lattice": source}),
-        path={"species": mf.CategoricalBayes(objective="cross_entropy") if is_believed else mf.Masking(), **_paths(c, source)},
+        path={
+            "species": mf.CategoricalBayes(objective="cross_entropy") if is_believed else mf.Masking(),
+            **_paths(c, source),
+        },
         coupling=AtomOT(across=c.given_species < 1)
         if c.transport and c.method in ("geodesic", "interpolant")
         else None,

@@ -137,8 +137,8 @@ class CrystalNetwork(nn.Module):
         if self.conditions is not None:
             whole = whole + self.conditions(cond, whole)
         h = self.atom_map(
-            _of(self.species.weight, species)
-            + self.fact_map(_of(self.facts, species))
+            rows_of(self.species.weight, species)
+            + self.fact_map(rows_of(self.facts, species))
             + self.atom_time(atom_times)
             + whole.unsqueeze(-2)
         )
@@ -215,7 +215,7 @@ class CrystalNetwork(nn.Module):
         low = near @ metric
         constant = torch.einsum("ka,bac,kc->bk", images, metric, images)
         squared = (low * near).sum(-1, keepdim=True) + 2 * low @ images.T + constant.unsqueeze(1)
-        radius = _of(self.radii.to(gap.dtype), species)
+        radius = rows_of(self.radii.to(gap.dtype), species)
         apart = squared.clamp_min(1e-4).sqrt() / (radius[:, i] + radius[:, j]).unsqueeze(-1)  # (B, P, 27)
         return near, torch.where((i == j).unsqueeze(-1) & (images == 0).all(-1), 1e3, apart), between
 
@@ -316,7 +316,7 @@ def _per_node(t: Tensor, real: Tensor) -> Tensor:
     return t if t.ndim == 2 else t.unsqueeze(-1).expand(real.shape)
 
 
-def _of(table: Tensor, species: Tensor) -> Tensor:
+def rows_of(table: Tensor, species: Tensor) -> Tensor:
     """Rows of a table ``(ELEMENTS + 1, ...)`` of tokens ``(B, N)``, or their means under probabilities ``(B, N, ELEMENTS)``."""
     return species @ table[:ELEMENTS] if species.is_floating_point() else table[species]
 

@@ -18,12 +18,8 @@ from manifoldflow.tasks.crystals.sampling import Wanted, draw
 from manifoldflow.tasks.crystals.sources import LogNormalCells
 from manifoldflow.tasks.crystals.structure import Crystal, Crystals, collate
 
-<<<<<<< HEAD
-METHODS = ("geodesic", "diffusion", "interpolant", "bayesian")
-ARCHITECTURES = ("pairs", "e3nn")
-=======
 METHODS = ("geodesic", "diffusion", "interpolant", "bayesian", "bayesian species")
->>>>>>> 1c4cecd (Bayesian flow of categories: species of the Bayesian crystal flow were still unmasked)
+ARCHITECTURES = ("pairs", "e3nn")
 SMALL = NetworkConfig(width=24, layers=2)
 
 
@@ -82,16 +78,10 @@ def changed(kind: str, crystals: list[Crystal]) -> tuple[list[Crystal], np.ndarr
 
 
 @pytest.mark.parametrize("kind", ["shift", "rotation", "permutation", "cell vectors"])
-<<<<<<< HEAD
-@pytest.mark.parametrize("method", ["geodesic", "interpolant", "diffusion", "bayesian"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_loss_does_not_depend_on_how_a_crystal_is_described(method, kind, architecture):
     flow = stirred(method, architecture=architecture)
-=======
-@pytest.mark.parametrize("method", METHODS)
-def test_loss_does_not_depend_on_how_a_crystal_is_described(method, kind):
-    flow = stirred(method)
->>>>>>> 1c4cecd (Bayesian flow of categories: species of the Bayesian crystal flow were still unmasked)
     crystals = [c.reduced() for c in some_crystals()]
     state, mask = double(crystals)
     other, order = changed(kind, crystals)
