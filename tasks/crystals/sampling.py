@@ -139,7 +139,7 @@ def draw(
     masks = {k: v.to(device) for k, v in where.items()}
     if cond:
         options["cond"] = {name: value.to(device) for name, value in cond.items()}
-    if "species" not in known:
+    if "species" not in known and (jumps is not None or flow.path["species"].jumps):
         options["method"] = jumps or JUMPS
     with torch.no_grad(), _slope(flow, "prototype" not in cond):
         x = flow.sample(
