@@ -343,3 +343,10 @@ def test_mistakes_are_said_in_one_line(options: dict[str, Any], reason: str, tmp
 
 def test_modules_are_those_that_the_commands_use() -> None:
     assert evaluate_command.RULES == baselines.RULES == ("random", "radius", "substitute")
+
+
+def test_a_formula_of_many_elements_does_not_take_for_ever() -> None:
+    """Ten elements with many oxidation states each; nothing is said of them, at once."""
+    found = metrics.composition_of("FeMnCrVMoWOsRuReS")
+    assert not found.is_valid and not found.is_known and "too many" in found.reason
+    assert metrics.composition_of("SrTiO3").is_valid
